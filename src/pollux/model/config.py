@@ -1,0 +1,150 @@
+"""One frozen config chooses everything about a decoder: size, layer pattern, attention kinds, experts, soft inputs.
+
+A model is `num_groups` repetitions of `pattern` (scanned) followed by `tail` (unrolled, usually empty).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Position = Literal["rope", "none", "sinusoidal"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """One attention sub-block. kv heads: num_heads = MHA, 1 = MQA, between = GQA."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int = 0  # 0 = global; w > 0: a query sees the last w positions, itself included
+    position: Position = "rope"
+    rope_base: float = 10_000.0
+    rope_fraction: float = 1.0  # share of the head rotated; the rest carries no position
+    log_n_native: int = 0  # > 0: queries are multiplied by max(1, log n / log native), n = position + 1
+    qk_norm: bool = True
+    value_norm: bool = False  # RMS norm without a scale
+    values_reuse_keys: bool = False
+    scale: float = 0.0  # 0 = 1/sqrt(head_dim)
+    soft_cap: float = 0.0  # > 0: scores are cap * tanh(scores / cap)
+    gaussian_prior: bool = False  # adds -(i-j)^2 / (2 sigma_h^2), sigma learned per head
+    bias: bool = False
+
+    def __post_init__(self):
+        _require(self.num_heads % self.num_kv_heads == 0, f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        _require(self.position in ("rope", "none", "sinusoidal"), f"position {self.position!r} must be 'rope', 'none' or 'sinusoidal'")
+        _require(0 < self.rope_fraction <= 1, f"rope_fraction {self.rope_fraction} must be in (0, 1]")
+        _require(self.window >= 0, f"window {self.window} must be 0 (global) or positive")
+        _require(int(self.head_dim * self.rope_fraction) % 2 == 0, f"head_dim {self.head_dim} x rope_fraction {self.rope_fraction} must be even")
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    hidden: int
+    activation: Literal["gelu", "silu", "relu", "relu2"] = "gelu"
+    gated: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Top-k routed experts; the layer's dense feed-forward, if it has one, runs in parallel with them."""
+
+    num_experts: int
+    top_k: int
+    hidden: int
+    activation: Literal["gelu", "silu", "relu", "relu2"] = "gelu"
+
+    def __post_init__(self):
+        _require(1 <= self.top_k <= self.num_experts, f"top_k {self.top_k} must be between 1 and num_experts {self.num_experts}")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    attention: AttentionConfig
+    feed_forward: FeedForwardConfig | None
+    experts: ExpertsConfig | None = None
+    parallel: bool = False  # y = x + attention(norm x) + feed_forward(norm x)
+    cross_attention: AttentionConfig | None = None  # text queries over the row's soft tokens, gate starts at tanh(0) = 0
+    layer_scale: bool = False  # one learned scalar multiplies the layer's output
+
+    def __post_init__(self):
+        _require(self.feed_forward is not None or self.experts is not None, "a layer needs feed_forward, experts or both")
+
+
+@dataclass(frozen=True)
+class SoftInputConfig:
+    """How raw features of one modality become tokens of width D: norm -> linear (or a two-layer MLP) -> norm -> + 2-D position."""
+
+    name: Literal["image", "audio", "video"]
+    features: int  # F, as tokens/config.py computes it
+    hidden: int = 0  # 0 = one linear map; h > 0: gelu MLP with h hidden units
+    grid: int = 0  # g > 0: learned tables of g rows and g columns are added
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str
+    vocab_size: int
+    d_model: int
+    pattern: tuple[LayerConfig, ...]
+    num_groups: int
+    tail: tuple[LayerConfig, ...] = ()
+    soft_inputs: tuple[SoftInputConfig, ...] = ()
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    pre_norm: bool = True
+    post_norm: bool = True  # with pre_norm: on the sub-block's output; without: after the residual sum, as in 2017
+    embed_scale: bool = True  # embedding * sqrt(d_model)
+    tied: bool = True
+    logit_soft_cap: float = 0.0
+    max_positions: int = 32_768  # size the model is meant for; sinusoids and RoPE need no table
+
+    def __post_init__(self):
+        _require(self.vocab_size > 0 and self.d_model > 0 and self.num_groups >= 0, "vocab_size, d_model must be positive")
+        _require(self.num_groups == 0 or len(self.pattern) > 0, "pattern is empty but num_groups is not 0")
+        _require(self.pre_norm or self.post_norm, "pre_norm and post_norm cannot both be off")
+        names = [s.name for s in self.soft_inputs]
+        _require(len(set(names)) == len(names), f"soft_inputs names must differ, got {names}")
+
+    @property
+    def num_layers(self) -> int:
+        return self.num_groups * len(self.pattern) + len(self.tail)
+
+    @property
+    def layers(self) -> tuple[LayerConfig, ...]:
+        return self.pattern * self.num_groups + self.tail
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelConfig:
+        """Inverse of to_json. Raises ValueError naming an unknown field."""
+        data = dict(data)
+        for key in ("pattern", "tail"):
+            data[key] = tuple(_layer(x) for x in data.get(key, ()))
+        data["soft_inputs"] = tuple(_build(SoftInputConfig, x) for x in data.get("soft_inputs", ()))
+        return _build(cls, data)
+
+
+def _build(cls, data: dict[str, Any]):
+    unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
+    _require(not unknown, f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    return cls(**data)
+
+
+def _layer(data: dict[str, Any]) -> LayerConfig:
+    data = dict(data)
+    kinds = dict(attention=AttentionConfig, cross_attention=AttentionConfig, feed_forward=FeedForwardConfig, experts=ExpertsConfig)
+    for key, cls in kinds.items():
+        if data.get(key) is not None:
+            data[key] = _build(cls, data[key])
+    return _build(LayerConfig, data)

@@ -1,0 +1,65 @@
+"""How media become tokens. Part of a model folder's config.json, so that a model is always read as it was trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Patches of `patch`x`patch` pixels every `stride` pixels; an image is shrunk (never enlarged beyond one
+    stride) to at most `max_tokens` patches, keeping its aspect ratio. patch > stride gives overlapping patches."""
+
+    patch: int = 16
+    stride: int = 16
+    max_tokens: int = 256
+    two_way: bool = True  # patches of one image see each other both ways
+
+    @property
+    def features(self) -> int:
+        return self.patch * self.patch * 3
+
+
+@dataclass(frozen=True)
+class AudioTokens:
+    """Log-mel frames, `stack` of them a token, or raw samples (`kind="raw"`, `frame` samples a token)."""
+
+    kind: str = "log_mel"  # or "raw"
+    rate: int = 16_000  # Hz
+    window: int = 400  # samples, 25 ms
+    hop: int = 160  # samples, 10 ms
+    mels: int = 128
+    stack: int = 4  # mel frames a token: 40 ms
+    frame: int = 640  # samples a token in raw mode: 40 ms
+    max_tokens: int = 1500
+    two_way: bool = False
+
+    @property
+    def features(self) -> int:
+        return self.mels * self.stack if self.kind == "log_mel" else self.frame
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Frames at `fps`, each as patches like an image, after its time as text ("1.5s"), followed by the sound up to the next frame.
+    With `difference`, the features of a patch are its pixels and their change since the previous frame."""
+
+    fps: float = 1.0
+    max_frames: int = 64
+    patch: int = 16
+    stride: int = 16
+    max_tokens: int = 64  # a frame
+    difference: bool = True
+    sound: bool = True
+    two_way: bool = True  # all positions of one clip see each other both ways
+
+    @property
+    def features(self) -> int:
+        return self.patch * self.patch * 3 * (2 if self.difference else 1)
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    image: ImageTokens = field(default_factory=ImageTokens)
+    audio: AudioTokens = field(default_factory=AudioTokens)
+    video: VideoTokens = field(default_factory=VideoTokens)
