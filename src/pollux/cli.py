@@ -1,0 +1,58 @@
+"""The `pollux` command: one verb per job, each in its own module under `commands/`.
+
+Only the module of the verb that was asked for is imported, so help is quick. A user's mistake (ValueError, a missing file)
+becomes one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+VERBS = {
+    "quickstart": "train a small model on the built-in world, judge it on held-out data and write report.html",
+    "train": "train a model from a recipe",
+    "tokenizer": "train a text tokeniser on your files",
+    "codec": "train the image codec that lets a model draw",
+    "data": "show the documents of the world, of a folder or of a recipe",
+    "model": "show a model's size and cost, hash its weights or write a random one",
+    "tokens": "count the tokens of files per modality",
+    "generate": "answer one prompt of text, images, sound and video",
+    "chat": "hold a conversation in the terminal",
+    "evaluate": "score a model on held-out items of the world",
+}
+
+
+def usage() -> str:
+    """The text of `pollux --help`."""
+    verbs = "\n".join(f"  {name:<11} {sentence}" for name, sentence in VERBS.items())
+    return (
+        "usage: pollux VERB ...\n\n"
+        f"{verbs}\n\n"
+        '`pollux VERB --help` lists the flags of a verb. Example: pollux generate runs/quickstart/model "What is this?" --image photo.png\n'
+        "POLLUX_TRACEBACK=1 shows where in the code an error arose."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line (default: sys.argv) and return the exit code: 0, or 2 for a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"pollux: there is no verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        importlib.import_module(f"pollux.commands.{verb}").main(rest)
+    except (ValueError, OSError) as error:
+        if os.environ.get("POLLUX_TRACEBACK") == "1":
+            raise
+        print(f"pollux {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\npollux {verb}: stopped", file=sys.stderr)
+        return 130
+    return 0

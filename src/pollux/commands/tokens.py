@@ -1,0 +1,25 @@
+"""`pollux tokens`: what a file costs in tokens, per modality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+
+def tokens(files: tyro.conf.Positional[tuple[Path, ...]], /, model: Path | None = None) -> None:
+    """Count the tokens of files per modality.
+
+    Example: pollux tokens photo.png talk.wav notes.md --model runs/quickstart/model
+
+    Args:
+        files: Text, image, sound or video files.
+        model: Folder of the model whose tokeniser and resolution count; without it bytes count as text and the defaults of a new model for the rest.
+    """
+    if not files:
+        raise ValueError("no files were given; example: pollux tokens photo.png")
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of `pollux tokens`."""
+    tyro.cli(tokens, prog="pollux tokens", args=arguments)
