@@ -14,7 +14,7 @@ def tokens(files: tyro.conf.Positional[tuple[Path, ...]], /, model: Path | None 
 
     Args:
         files: Text, image, sound or video files.
-        model: Folder of the model whose tokeniser and resolution count; without it bytes count as text and the defaults of a new model for the rest.
+        model: Folder of the model whose tokeniser and resolutions count; without it every UTF-8 byte counts as one text token.
     """
     if not files:
         raise ValueError("no files were given; example: pollux tokens photo.png")
