@@ -38,11 +38,15 @@ class AttentionConfig:
     bias: bool = False
 
     def __post_init__(self):
-        _require(self.num_heads % self.num_kv_heads == 0, f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        _require(
+            self.num_heads % self.num_kv_heads == 0, f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}"
+        )
         _require(self.position in ("rope", "none", "sinusoidal"), f"position {self.position!r} must be 'rope', 'none' or 'sinusoidal'")
         _require(0 < self.rope_fraction <= 1, f"rope_fraction {self.rope_fraction} must be in (0, 1]")
         _require(self.window >= 0, f"window {self.window} must be 0 (global) or positive")
-        _require(int(self.head_dim * self.rope_fraction) % 2 == 0, f"head_dim {self.head_dim} x rope_fraction {self.rope_fraction} must be even")
+        _require(
+            int(self.head_dim * self.rope_fraction) % 2 == 0, f"head_dim {self.head_dim} x rope_fraction {self.rope_fraction} must be even"
+        )
 
 
 @dataclass(frozen=True)

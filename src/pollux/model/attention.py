@@ -1,0 +1,114 @@
+"""Attention of every kind: MHA/GQA/MQA, local windows, RoPE (partial too), log-n queries, soft-cap, Gaussian prior, document masks.
+
+Who sees whom follows from five integers per position (`Positions`), so packed documents, branches and two-way images need no more.
+Shapes: B rows, T queries, S keys, N heads, K kv-heads, H head size, D model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from pollux.model.config import AttentionConfig
+from pollux.model.dot_attention import attend
+from pollux.model.layers import rms_norm
+from pollux.model.matmul import matmul
+from pollux.model.params import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Positions:
+    """Integers [B, T] that decide visibility. `index` is the order in the row; the others are as in tokens/sequence.py."""
+
+    index: jax.Array
+    position: jax.Array
+    segment: jax.Array  # 0 = nothing there
+    branch: jax.Array
+    group: jax.Array
+
+
+def visible(query: Positions, key: Positions, window: int = 0) -> jax.Array:
+    """bool [B, T, S]: same document, a branch sees the prefix and itself, the past (of the window) or the same two-way group."""
+    q, k = (jax.tree.map(lambda x: x[:, :, None], query), jax.tree.map(lambda x: x[:, None, :], key))
+    past = k.index <= q.index
+    if window:
+        past &= q.position - k.position < window
+    past |= (q.group == k.group) & (q.group > 0)
+    branch = (q.branch == k.branch) | ((k.branch == 0) & (q.branch > 0))
+    return past & branch & (q.segment == k.segment) & (q.segment > 0)
+
+
+def rope_angles(position: jax.Array, head_dim: int, base: float, fraction: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [B, T, H/2] of position * base^(-2i/H); beyond `fraction` of the pairs it is 0 (Su et al. 2021; Gemma)."""
+    half = head_dim // 2
+    frequency = base ** (-2.0 * jnp.arange(half) / head_dim)
+    frequency = jnp.where(jnp.arange(half) < int(half * fraction), frequency, 0.0)
+    angle = position[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate the pairs (x_i, x_{i + H/2}) of each head."""
+    cos, sin = (a[:, :, None, :].astype(x_BTNH.dtype) for a in angles)
+    first, second = jnp.split(x_BTNH, 2, -1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def log_n_scale(position: jax.Array, native: int) -> jax.Array:
+    """max(1, log n / log native) with n = position + 1 visible tokens: keeps attention sharp beyond the native length."""
+    return jnp.maximum(1.0, jnp.log(position.astype(jnp.float32) + 1.0) / math.log(native))
+
+
+def project(params: Params, a: AttentionConfig, x_BTD: jax.Array, position_BT: jax.Array, eps: float):
+    """Queries [B, T, N, H], keys and values [B, T, K, H], normalised, rotated and scaled."""
+    shape = x_BTD.shape[:-1]
+
+    def linear(name: str, heads: int) -> jax.Array:
+        y = matmul(x_BTD, params[name])
+        if a.bias:
+            y += params[f"{name}_bias"].astype(y.dtype)
+        return y.reshape(*shape, heads, a.head_dim)
+
+    q, k = linear("q", a.num_heads), linear("k", a.num_kv_heads)
+    v = k if a.values_reuse_keys else linear("v", a.num_kv_heads)
+    if a.qk_norm:
+        q, k = rms_norm(q, params["q_norm"], eps), rms_norm(k, params["k_norm"], eps)
+    if a.value_norm:
+        v = rms_norm(v, None, eps)
+    if a.position == "rope":
+        angles = rope_angles(position_BT, a.head_dim, a.rope_base, a.rope_fraction)
+        q, k = rotate(q, angles), rotate(k, angles)
+    if a.log_n_native:
+        q *= log_n_scale(position_BT, a.log_n_native)[..., None, None].astype(q.dtype)
+    return q, k, v
+
+
+def gaussian_prior(log_sigma_N: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:
+    """-(i - j)^2 / (2 sigma_h^2), float32 [B, N, T, S]; the normalising constant cancels in the softmax."""
+    distance = (query[:, :, None] - key[:, None, :]).astype(jnp.float32)
+    return -(distance[:, None] ** 2) / (2 * jnp.exp(2 * log_sigma_N.astype(jnp.float32)))[None, :, None, None]
+
+
+def output(params: Params, a: AttentionConfig, x_BTNH: jax.Array) -> jax.Array:
+    y = matmul(x_BTNH.reshape(*x_BTNH.shape[:2], -1), params["o"])
+    return y + params["o_bias"].astype(y.dtype) if a.bias else y
+
+
+def self_attention(params: Params, a: AttentionConfig, x_BTD, positions: Positions, mask_BTS, eps: float, cache=None):
+    """One self-attention sub-block. With a cache (model/cache.py) the keys are those of the cache and `mask_BTS` is not used.
+
+    Returns the output [B, T, D] and the updated cache.
+    """
+    q, k, v = project(params, a, x_BTD, positions.position, eps)
+    key_position = positions.position
+    if cache is not None:
+        cache, k, v, keys = cache.extend(k, v, positions)
+        mask_BTS = visible(positions, keys, a.window)
+        key_position = keys.position
+    bias = gaussian_prior(params["log_sigma"], positions.position, key_position) if a.gaussian_prior else None
+    scale = a.scale or a.head_dim**-0.5
+    return output(params, a, attend(q, k, v, mask_BTS, scale, a.soft_cap, bias)), cache

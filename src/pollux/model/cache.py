@@ -1,0 +1,90 @@
+"""The KV cache: global layers keep every key, local layers a ring of their window.
+
+A row holds one document from its first token on, so the slot of a key tells its position: in a global layer slot = position, in a ring
+slot = position mod window. Rows of one batch may have different lengths; how long they are follows from the positions of the new tokens.
+Shapes: B rows, T new tokens, S slots, K kv-heads, H head size, C slots for soft tokens, D model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+
+from pollux.model.attention import Positions
+from pollux.model.config import LayerConfig, ModelConfig
+
+
+def _keys_at(index_BS: jax.Array, valid_BS: jax.Array, group_BS: jax.Array | None = None) -> Positions:
+    zero = jnp.zeros_like(index_BS)
+    return Positions(index_BS, index_BS, valid_BS.astype(jnp.int32), zero, zero if group_BS is None else group_BS)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerCache:
+    """K and V of one layer [B, S, K, H], or of a stack of layers on a leading axis."""
+
+    k: jax.Array
+    v: jax.Array
+    window: int = field(default=0, metadata={"static": True})  # 0 = global
+
+    def extend(self, k_BTKH, v_BTKH, new: Positions) -> tuple[LayerCache, jax.Array, jax.Array, Positions]:
+        """Write the new keys and values; return the cache and everything that the new queries may see, with its positions.
+
+        `new.segment` is 1 for real tokens and 0 for padding, which may only follow them; `new.index` is the position in the document.
+        """
+        B, T = new.index.shape
+        rows, slots = jnp.arange(B)[:, None], self.k.shape[1]
+        start = new.index[:, :1]
+        end = start + jnp.sum(new.segment > 0, 1, keepdims=True)
+        written = new.segment > 0
+        if self.window:
+            written &= new.index >= end - slots
+        slot = jnp.where(written, new.index % slots if self.window else new.index, slots)
+        after = replace(
+            self,
+            k=self.k.at[rows, slot].set(k_BTKH.astype(self.k.dtype), mode="drop"),
+            v=self.v.at[rows, slot].set(v_BTKH.astype(self.v.dtype), mode="drop"),
+        )
+        iota = jnp.broadcast_to(jnp.arange(slots), (B, slots))
+        if not self.window:
+            group = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop")
+            return after, after.k, after.v, _keys_at(iota, iota < end, group)
+        if T == 1:
+            held = (end - 1) - (end - 1 - iota) % slots
+            return after, after.k, after.v, _keys_at(held, held >= 0)
+        held = (start - 1) - (start - 1 - iota) % slots
+        old, fresh = _keys_at(held, held >= 0), _keys_at(new.index, new.segment > 0, new.group)
+        keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), old, fresh)
+        k = jnp.concatenate([self.k, k_BTKH.astype(self.k.dtype)], 1)
+        v = jnp.concatenate([self.v, v_BTKH.astype(self.v.dtype)], 1)
+        return after, k, v, keys
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """The caches of all layers, stacked as the parameters are, and the soft tokens that cross-attention reads (if any)."""
+
+    groups: tuple[LayerCache, ...]
+    tail: tuple[LayerCache, ...]
+    soft: jax.Array  # [B, C, D]
+    soft_index: jax.Array  # int32 [B, C]; -1 = unused
+
+
+def empty(config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0) -> Cache:
+    """An empty cache for `rows` documents of at most `slots` tokens; `soft_slots` matters to models with cross-attention only."""
+
+    def layer(layer: LayerConfig, *stack: int) -> LayerCache:
+        a = layer.attention
+        shape = (*stack, rows, min(a.window, slots) if a.window else slots, a.num_kv_heads, a.head_dim)
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), a.window and shape[-3])
+
+    return Cache(
+        tuple(layer(x, config.num_groups) for x in (config.pattern if config.num_groups else ())),
+        tuple(layer(x) for x in config.tail),
+        jnp.zeros((rows, soft_slots, config.d_model), dtype),
+        jnp.full((rows, soft_slots), -1, jnp.int32),
+    )

@@ -1,0 +1,197 @@
+"""The decoder: one Batch of inputs -> hidden states -> logits. Every model of the family, with or without a cache, runs through here.
+
+Shapes: B rows, T tokens, D model, V vocabulary, N soft tokens of one modality, S keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from pollux.model.attention import Positions, output, project, self_attention, visible
+from pollux.model.cache import Cache, LayerCache
+from pollux.model.config import AttentionConfig, LayerConfig, ModelConfig
+from pollux.model.dot_attention import attend
+from pollux.model.experts import experts
+from pollux.model.layers import embed_soft, feed_forward, norm, sinusoids
+from pollux.model.params import Params
+from pollux.tokens.sequence import Inputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Output:
+    hidden: jax.Array  # [B, T, D], after the final norm
+    cache: Cache | None
+    balance: jax.Array  # float32 scalar, mean balance loss of the expert layers (0 without experts)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What every layer reads besides its input."""
+
+    positions: Positions
+    masks: dict[int, jax.Array]  # by window; empty when there is a cache
+    soft: jax.Array  # [B, N, D], all modalities one after the other
+    soft_positions: Positions
+
+
+def hidden(params: Params, config: ModelConfig, inputs: Inputs, cache: Cache | None = None, dtype=jnp.float32) -> Output:
+    """Hidden states of all positions.
+
+    Without a cache, rows may be packed with documents and branches. With a cache (generation), each row continues one document:
+    `inputs.position` counts from its first token, `inputs.segment` is 1 for tokens and 0 for the padding after them.
+    dtype is that of the activations and products; norms, softmax and logits are float32 in any case.
+    """
+    x, soft, soft_index = _embed(params, config, inputs, dtype)
+    B, T = inputs.ids.shape
+    index = jnp.broadcast_to(jnp.arange(T), (B, T)) if cache is None else inputs.position
+    positions = Positions(index, inputs.position, inputs.segment, inputs.branch, inputs.group)
+    windows = {layer.attention.window for layer in config.layers} if cache is None else set()
+    soft_positions = _soft_positions(positions, soft_index)
+    if cache is not None and cache.soft.shape[1]:
+        cache = _keep_soft(cache, soft, soft_positions)
+        soft, soft_positions = cache.soft, _kept_positions(cache.soft_index)
+    context = _Context(positions, {w: visible(positions, positions, w) for w in windows}, soft, soft_positions)
+
+    def group(carry, scanned):
+        x, balance = carry
+        layer_params, caches = scanned
+        new = []
+        for i, layer in enumerate(config.pattern):
+            x, layer_cache, layer_balance = _layer(layer_params[i], config, layer, x, context, None if cache is None else caches[i])
+            balance += layer_balance
+            new.append(layer_cache)
+        return (x, balance), None if cache is None else tuple(new)
+
+    balance = jnp.zeros((), jnp.float32)
+    new_groups: tuple[LayerCache, ...] = ()
+    if config.num_groups:
+        scanned = (params["groups"], None if cache is None else cache.groups)
+        (x, balance), new_groups = jax.lax.scan(group, (x, balance), scanned, unroll=_unroll(config))
+    new_tail = []
+    for i, layer in enumerate(config.tail):
+        x, layer_cache, layer_balance = _layer(params["tail"][i], config, layer, x, context, None if cache is None else cache.tail[i])
+        balance += layer_balance
+        new_tail.append(layer_cache)
+    with jax.named_scope("final_norm"):
+        x = norm(params["final_norm"], config, x)
+    if cache is not None:
+        cache = replace(cache, groups=new_groups, tail=tuple(new_tail))
+    expert_layers = sum(layer.experts is not None for layer in config.layers)
+    return Output(x, cache, balance / max(expert_layers, 1))
+
+
+def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Hidden states [..., D] -> float32 logits [..., V], soft-capped if the config says so."""
+    with jax.named_scope("unembed"):
+        weight = params["embed"].T if config.tied else params["unembed"]
+        y = jnp.matmul(hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return config.logit_soft_cap * jnp.tanh(y / config.logit_soft_cap) if config.logit_soft_cap else y
+
+
+def _unroll(config: ModelConfig) -> int:
+    """Small models on a CPU run faster unrolled; otherwise compile time must not grow with depth."""
+    return config.num_groups if jax.default_backend() == "cpu" and config.num_layers <= 12 else 1
+
+
+def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
+    """Token embeddings with the soft tokens in their places [B, T, D]; the soft tokens alone [B, N, D] and their index [B, N]."""
+    B, T = inputs.ids.shape
+    with jax.named_scope("embed"):
+        x = params["embed"][inputs.ids].astype(dtype)
+        if config.embed_scale:
+            x *= jnp.asarray(config.d_model**0.5, dtype)
+        soft, index = [jnp.zeros((B, 0, config.d_model), dtype)], [jnp.zeros((B, 0), jnp.int32)]
+        for s in config.soft_inputs:
+            if s.name in inputs.soft:
+                soft.append(embed_soft(params["soft"][s.name], config, s, inputs.soft[s.name], dtype))
+                index.append(inputs.soft[s.name].index)
+        unknown = set(inputs.soft) - {s.name for s in config.soft_inputs}
+        if unknown:
+            raise ValueError(f"model {config.name!r} has no input for {', '.join(sorted(unknown))}: add it to soft_inputs")
+        soft_BND, index_BN = jnp.concatenate(soft, 1), jnp.concatenate(index, 1)
+        x = x.at[jnp.arange(B)[:, None], index_BN].set(soft_BND, mode="drop")
+        if any(layer.attention.position == "sinusoidal" for layer in config.layers):
+            x += sinusoids(inputs.position, config.d_model).astype(dtype)
+    return x, soft_BND, index_BN
+
+
+def _layer(params: Params, config: ModelConfig, layer: LayerConfig, x, context: _Context, cache: LayerCache | None):
+    """One block; returns its output, its new cache and its balance loss."""
+
+    def pre(name: str, x):
+        return norm(params[f"{name}_pre_norm"], config, x) if config.pre_norm else x
+
+    def add(name: str, x, y):
+        if config.pre_norm:
+            return x + (norm(params[f"{name}_post_norm"], config, y) if config.post_norm else y)
+        return norm(params[f"{name}_post_norm"], config, x + y)
+
+    def mix(h):
+        """Dense feed-forward and routed experts, in parallel where a layer has both."""
+        y, balance = jnp.zeros_like(h), jnp.zeros((), jnp.float32)
+        with jax.named_scope("feed_forward"):
+            if layer.feed_forward:
+                y = feed_forward(params["feed_forward"], layer.feed_forward, h)
+            if layer.experts:
+                routed, balance = experts(params["experts"], layer.experts, h, context.positions.segment)
+                y += routed
+        return y, balance
+
+    h = pre("attention", x)
+    with jax.named_scope("attention"):
+        mask = context.masks.get(layer.attention.window)
+        y, cache = self_attention(params["attention"], layer.attention, h, context.positions, mask, config.norm_eps, cache)
+    if layer.parallel:
+        mixed, balance = mix(h)
+        x = add("attention", x, y + mixed)
+    else:
+        x = add("attention", x, y)
+        mixed, balance = mix(pre("feed_forward", x))
+        x = add("feed_forward", x, mixed)
+    if layer.cross_attention:
+        with jax.named_scope("cross_attention"):
+            h = pre("cross_attention", x)
+            y = _cross_attention(params["cross_attention"], config, layer.cross_attention, h, context)
+            x = add("cross_attention", x, jnp.tanh(params["cross_attention"]["gate"]).astype(y.dtype) * y)
+    if layer.layer_scale:
+        x *= params["layer_scale"].astype(x.dtype)
+    return x, cache, balance
+
+
+def _cross_attention(params: Params, config: ModelConfig, a: AttentionConfig, x, context: _Context):
+    """Every position reads the soft tokens s before it: softmax(W_Q x (W_K s)^T / sqrt(H)) W_V s, no positions (Alayrac et al. 2022)."""
+    a = replace(a, position="none", window=0, log_n_native=0)
+    q, _, _ = project(params, a, x, context.positions.position, config.norm_eps)
+    _, k, v = project(params, a, context.soft, context.soft_positions.position, config.norm_eps)
+    mask = visible(context.positions, context.soft_positions)
+    return output(params, a, attend(q, k, v, mask, a.scale or a.head_dim**-0.5, a.soft_cap))
+
+
+def _soft_positions(positions: Positions, index_BN: jax.Array) -> Positions:
+    """The positions of the soft tokens; an unused slot gets segment 0."""
+    T = positions.index.shape[1]
+    at = jnp.minimum(index_BN, T - 1)
+    taken = jax.tree.map(lambda x: jnp.take_along_axis(x, at, 1), positions)
+    return replace(taken, segment=jnp.where(index_BN < T, taken.segment, 0))
+
+
+def _keep_soft(cache: Cache, soft_BND: jax.Array, at: Positions) -> Cache:
+    """Append the soft tokens of this chunk to those that the cache holds."""
+    used = jnp.sum(cache.soft_index >= 0, 1, keepdims=True)
+    real = at.segment > 0
+    slot = jnp.where(real, used + jnp.cumsum(real, 1) - 1, cache.soft_index.shape[1])
+    rows = jnp.arange(slot.shape[0])[:, None]
+    return replace(
+        cache,
+        soft=cache.soft.at[rows, slot].set(soft_BND.astype(cache.soft.dtype), mode="drop"),
+        soft_index=cache.soft_index.at[rows, slot].set(at.index, mode="drop"),
+    )
+
+
+def _kept_positions(index_BC: jax.Array) -> Positions:
+    zero = jnp.zeros_like(index_BC)
+    return Positions(index_BC, index_BC, (index_BC >= 0).astype(jnp.int32), zero, zero)

@@ -1,0 +1,110 @@
+"""One folder is a model: config.json, *.safetensors (with an index when there are several), and what tokens/ and generate/ add beside them.
+
+config.json holds {"model": ModelConfig, "tokens": TokensConfig}. A tensor is named by its path in the parameter tree,
+for example "groups.0.attention.q" of shape [num_groups, D, N*H].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from pollux.model.config import ModelConfig
+from pollux.model.params import Params, Spec, declare, is_spec
+from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
+
+SHARD_BYTES = 4 * 2**30
+INDEX = "model.safetensors.index.json"
+
+
+def tensor_name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(p, "key", getattr(p, "idx", p))) for p in path)
+
+
+def _named(params: Params) -> dict[str, np.ndarray]:
+    return {tensor_name(path): np.asarray(leaf, order="C") for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def save(folder: str | Path, params: Params, config: ModelConfig, tokens: TokensConfig | None = None) -> None:
+    """Write config.json and the weights. Each file is written beside its place and then renamed, so a reader never sees half of it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, array in _named(params).items():
+        if size + array.nbytes > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    files = ["model.safetensors"] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        _replace(folder / file, functools.partial(save_file, shard))
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        _replace(folder / INDEX, lambda path: path.write_text(json.dumps({"weight_map": weight_map}, indent=1)))
+    data = {"model": config.to_json(), "tokens": dataclasses.asdict(tokens or TokensConfig())}
+    _replace(folder / "config.json", lambda path: path.write_text(json.dumps(data, indent=1)))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def load_config(folder: str | Path) -> tuple[ModelConfig, TokensConfig]:
+    """Read config.json. Raises ValueError if the folder is not a model of this project."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no config.json")
+    data = json.loads(path.read_text())
+    if "model" not in data:
+        raise ValueError(f"{path} has no 'model' entry: it was not written by pollux")
+    tokens = data.get("tokens", {})
+    parts = {"image": ImageTokens, "audio": AudioTokens, "video": VideoTokens}
+    return ModelConfig.from_json(data["model"]), TokensConfig(**{key: parts[key](**value) for key, value in tokens.items()})
+
+
+def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
+    """Read the weights, tensor by tensor, as `dtype` (None = as stored). Raises ValueError that names a missing or misshapen tensor."""
+    folder = Path(folder)
+    index = folder / INDEX
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    where: dict[str, Any] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} has no {file}: the copy is incomplete")
+        handle = safe_open(folder / file, framework="flax")
+        where |= {name: handle for name in handle.keys()}  # noqa: SIM118 (not a dict)
+
+    def read(path, spec: Spec) -> jax.Array:
+        name = tensor_name(path)
+        if name not in where:
+            raise ValueError(f"{folder} has no tensor {name}, which model {config.name!r} needs")
+        array = where[name].get_tensor(name)
+        if array.shape != spec.shape:
+            raise ValueError(f"tensor {name} in {folder} has shape {array.shape}, config.json wants {spec.shape}")
+        return jnp.asarray(array, dtype)
+
+    return jax.tree_util.tree_map_with_path(read, declare(config), is_leaf=is_spec)
+
+
+def hash_params(params: Params) -> str:
+    """SHA-256 of all tensors: names, dtypes, shapes and bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, array in sorted(_named(params).items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,217 @@
+"""One declaration per parameter: shape, logical axes, initialiser. All else follows: start values, count, restore, sharding.
+
+Parameters are nested dicts; the leaves of a pattern group are stacked on a leading axis "layers" for the scan.
+Logical axes: layers, vocab, embed (D), heads (N*H), kv_heads (K*H), mlp (F), experts (E), features, grid; None = never sharded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig, SoftInputConfig
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """init: "normal" (truncated, std 1/sqrt(fan_in)) or a constant."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: float | Literal["normal"] = "normal"
+    fan_in: int = 0  # 0 = shape[-2]
+
+    def __post_init__(self):
+        assert len(self.shape) == len(self.axes), (self.shape, self.axes)
+
+
+def is_spec(x) -> bool:
+    return isinstance(x, Spec)
+
+
+def _norm(config: ModelConfig, size: int, axis: str | None = None) -> dict[str, Spec]:
+    spec = {"scale": Spec((size,), (axis,), 1.0)}
+    if config.norm == "layer":
+        spec["bias"] = Spec((size,), (axis,), 0.0)
+    return spec
+
+
+def _attention(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
+    d, q_size, kv_size = config.d_model, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    spec: dict[str, Any] = {
+        "q": Spec((d, q_size), ("embed", "heads")),
+        "k": Spec((d, kv_size), ("embed", "kv_heads")),
+        "o": Spec((q_size, d), ("heads", "embed")),
+    }
+    if not a.values_reuse_keys:
+        spec["v"] = Spec((d, kv_size), ("embed", "kv_heads"))
+    if a.bias:
+        spec |= {"q_bias": Spec((q_size,), ("heads",), 0.0), "k_bias": Spec((kv_size,), ("kv_heads",), 0.0)}
+        spec |= {"v_bias": Spec((kv_size,), ("kv_heads",), 0.0), "o_bias": Spec((d,), ("embed",), 0.0)}
+    if a.qk_norm:
+        spec |= {"q_norm": Spec((a.head_dim,), (None,), 1.0), "k_norm": Spec((a.head_dim,), (None,), 1.0)}
+    if a.gaussian_prior:
+        spec["log_sigma"] = Spec((a.num_heads,), (None,), math.log(64.0))
+    return spec
+
+
+def _feed_forward(config: ModelConfig, f: FeedForwardConfig) -> dict[str, Spec]:
+    d = config.d_model
+    spec = {"up": Spec((d, f.hidden), ("embed", "mlp")), "down": Spec((f.hidden, d), ("mlp", "embed"))}
+    if f.gated:
+        spec["gate"] = Spec((d, f.hidden), ("embed", "mlp"))
+    if f.bias:
+        spec |= {"up_bias": Spec((f.hidden,), ("mlp",), 0.0), "down_bias": Spec((d,), ("embed",), 0.0)}
+    return spec
+
+
+def _experts(config: ModelConfig, e: ExpertsConfig) -> dict[str, Spec]:
+    d = config.d_model
+    return {
+        "router": Spec((d, e.num_experts), ("embed", None)),
+        "gate": Spec((e.num_experts, d, e.hidden), ("experts", "embed", "mlp")),
+        "up": Spec((e.num_experts, d, e.hidden), ("experts", "embed", "mlp")),
+        "down": Spec((e.num_experts, e.hidden, d), ("experts", "mlp", "embed")),
+    }
+
+
+def _layer(config: ModelConfig, layer: LayerConfig) -> dict[str, Any]:
+    spec: dict[str, Any] = {"attention": _attention(config, layer.attention)}
+    blocks = ["attention"] if layer.parallel else ["attention", "feed_forward"]
+    if layer.feed_forward:
+        spec["feed_forward"] = _feed_forward(config, layer.feed_forward)
+    if layer.experts:
+        spec["experts"] = _experts(config, layer.experts)
+    if layer.cross_attention:
+        spec["cross_attention"] = _attention(config, layer.cross_attention) | {"gate": Spec((), (), 0.0)}
+        blocks.append("cross_attention")
+    for block in blocks:
+        if config.pre_norm:
+            spec[f"{block}_pre_norm"] = _norm(config, config.d_model, "embed")
+        if config.post_norm:
+            spec[f"{block}_post_norm"] = _norm(config, config.d_model, "embed")
+    if layer.layer_scale:
+        spec["layer_scale"] = Spec((), (), 1.0)
+    return spec
+
+
+def _soft(config: ModelConfig, s: SoftInputConfig) -> dict[str, Any]:
+    d = config.d_model
+    spec: dict[str, Any] = {"in_norm": _norm(config, s.features), "out_norm": _norm(config, d, "embed")}
+    if s.hidden:
+        spec["hidden"] = Spec((s.features, s.hidden), ("features", "mlp"))
+    spec["out"] = Spec((s.hidden or s.features, d), ("mlp" if s.hidden else "features", "embed"))
+    if s.grid:
+        spec |= {name: Spec((s.grid, d), ("grid", "embed"), "normal", d) for name in ("row", "column")}
+    return spec
+
+
+def _stack(spec: Spec, count: int) -> Spec:
+    return Spec((count, *spec.shape), ("layers", *spec.axes), spec.init, spec.fan_in)
+
+
+def declare(config: ModelConfig) -> Params:
+    """The pytree of Specs of a model."""
+    d = config.d_model
+    specs: Params = {
+        "embed": Spec((config.vocab_size, d), ("vocab", "embed"), "normal", d),
+        "soft": {s.name: _soft(config, s) for s in config.soft_inputs},
+        "groups": tuple(
+            jax.tree.map(lambda spec: _stack(spec, config.num_groups), _layer(config, layer), is_leaf=is_spec)
+            for layer in (config.pattern if config.num_groups else ())
+        ),
+        "tail": tuple(_layer(config, layer) for layer in config.tail),
+        "final_norm": _norm(config, d, "embed"),
+        "log_temperature": Spec((), (), math.log(0.07)),
+    }
+    if not config.tied:
+        specs["unembed"] = Spec((d, config.vocab_size), ("embed", "vocab"))
+    return specs
+
+
+def map_specs(f: Callable[[Spec], Any], specs: Params) -> Params:
+    return jax.tree.map(f, specs, is_leaf=is_spec)
+
+
+def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
+    """Fresh parameters; each leaf's key follows from its path, so adding a parameter does not change the others."""
+
+    def make(path, spec: Spec):
+        if spec.init == "normal":
+            name = jax.tree_util.keystr(path)
+            leaf_key = jax.random.fold_in(key, _stable_hash(name))
+            std = (spec.fan_in or spec.shape[-2]) ** -0.5
+            return (jax.random.truncated_normal(leaf_key, -3, 3, spec.shape, jnp.float32) * std).astype(dtype)
+        return jnp.full(spec.shape, spec.init, dtype)
+
+    return jax.tree_util.tree_map_with_path(make, declare(config), is_leaf=is_spec)
+
+
+def _stable_hash(text: str) -> int:
+    value = 2166136261
+    for byte in text.encode():
+        value = ((value ^ byte) * 16777619) & 0xFFFFFFFF
+    return value & 0x7FFFFFFF
+
+
+def abstract(config: ModelConfig, dtype=jnp.float32) -> Params:
+    """Shapes and dtypes without memory."""
+    return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), declare(config))
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    return map_specs(lambda s: s.axes, declare(config))
+
+
+def count(config: ModelConfig) -> int:
+    """Number of parameters."""
+    return sum(math.prod(s.shape) for s in jax.tree.leaves(declare(config), is_leaf=is_spec))
+
+
+def count_by_part(config: ModelConfig) -> dict[str, int]:
+    """Parameters of the embedding, each soft input, attention, feed-forward, experts and the rest."""
+    parts: dict[str, int] = {}
+    for path, spec in jax.tree_util.tree_leaves_with_path(declare(config), is_leaf=is_spec):
+        names = [str(getattr(p, "key", getattr(p, "idx", ""))) for p in path]
+        if names[0] in ("groups", "tail"):
+            part = names[2] if names[2] in ("attention", "feed_forward", "experts", "cross_attention") else "norms"
+        elif names[0] == "soft":
+            part = f"{names[1]} input"
+        else:
+            part = {"embed": "embedding", "unembed": "unembedding"}.get(names[0], "norms")
+        parts[part] = parts.get(part, 0) + math.prod(spec.shape)
+    return parts
+
+
+def flops_per_token(config: ModelConfig, context: int) -> int:
+    """Forward multiply-adds x 2 of one text token that sees `context` tokens (a training step costs three times this).
+
+    Counts matrix products only; a routed expert counts top_k times, a local layer sees at most its window.
+    """
+    total = 2 * config.d_model * config.vocab_size
+    for layer in config.layers:
+        a = layer.attention
+        seen = min(context, a.window) if a.window else context
+        kv = 1 if a.values_reuse_keys else 2
+        total += 2 * config.d_model * a.head_dim * (2 * a.num_heads + kv * a.num_kv_heads) + 4 * seen * a.num_heads * a.head_dim
+        if layer.feed_forward:
+            total += 2 * config.d_model * layer.feed_forward.hidden * (3 if layer.feed_forward.gated else 2)
+        if layer.experts:
+            total += 2 * config.d_model * (3 * layer.experts.hidden * layer.experts.top_k + layer.experts.num_experts)
+    return total
+
+
+def kv_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> dict[str, int]:
+    """Cache bytes that one more token adds: in global layers always, in local layers only up to the window."""
+    sizes = {"global": 0, "local": 0}
+    for layer in config.layers:
+        a = layer.attention
+        sizes["local" if a.window else "global"] += 2 * a.num_kv_heads * a.head_dim * bytes_per_value
+    return sizes
