@@ -58,7 +58,7 @@ def test_nothing_imports_the_command_line():
 
 
 def test_an_import_against_the_arrows_would_be_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     (tmp_path / "tokens").mkdir()
     file = tmp_path / "tokens" / "text.py"
     file.write_text("import pollux.cli\nfrom ..train import loop\n\ndef f():\n    from pollux import generate\n    from .pack import x\n")
