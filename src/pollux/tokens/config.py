@@ -15,6 +15,9 @@ class ImageTokens:
     max_tokens: int = 256
     two_way: bool = True  # patches of one image see each other both ways
 
+    def __post_init__(self):
+        _require_patches(self)
+
     @property
     def features(self) -> int:
         return self.patch * self.patch * 3
@@ -33,6 +36,10 @@ class AudioTokens:
     frame: int = 640  # samples a token in raw mode: 40 ms
     max_tokens: int = 1500
     two_way: bool = False
+
+    def __post_init__(self):
+        if self.kind not in ("log_mel", "raw"):
+            raise ValueError(f"audio kind {self.kind!r} must be 'log_mel' or 'raw'")
 
     @property
     def features(self) -> int:
@@ -53,6 +60,9 @@ class VideoTokens:
     sound: bool = True
     two_way: bool = True  # all positions of one clip see each other both ways
 
+    def __post_init__(self):
+        _require_patches(self)
+
     @property
     def features(self) -> int:
         return self.patch * self.patch * 3 * (2 if self.difference else 1)
@@ -63,3 +73,10 @@ class TokensConfig:
     image: ImageTokens = field(default_factory=ImageTokens)
     audio: AudioTokens = field(default_factory=AudioTokens)
     video: VideoTokens = field(default_factory=VideoTokens)
+
+
+def _require_patches(config: ImageTokens | VideoTokens) -> None:
+    if not 0 < config.stride <= config.patch:
+        raise ValueError(f"patch {config.patch} must be at least as wide as the stride {config.stride}, which must be positive")
+    if config.max_tokens < 1:
+        raise ValueError(f"max_tokens {config.max_tokens} must be at least 1")

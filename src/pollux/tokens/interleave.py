@@ -1,0 +1,261 @@
+"""Documents become one sequence, and generated ids become parts again.
+
+The layout is `<bos>`, then for every turn `<role>` parts `<end_of_turn>`; role "" has no markers and, alone, ends with `<eos>`.
+Everything in a model turn after `<model>` is a target, and so is the text of role "". A picture in a model turn is drawn with the
+codec's codes; all other media are soft tokens between markers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Protocol
+
+import numpy as np
+
+from pollux.content import Audio, Content, Document, FunctionCall, FunctionResponse, Image, Part, Text, Video
+from pollux.media import Limits
+from pollux.tokens import audio, image, video
+from pollux.tokens.config import TokensConfig
+from pollux.tokens.sequence import Modality, Sequence, Soft
+from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
+
+ALIGN_BRANCH = -1
+
+
+class PictureCodec(Protocol):
+    """What drawing needs of a codec: digit sizes, (height, width) in pixels, and codes int32 [B, L, digits] of uint8 [B, H, W, 3]."""
+
+    @property
+    def levels(self) -> tuple[int, ...]: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    def encode(self, pixels: np.ndarray) -> np.ndarray: ...
+    def decode(self, codes: np.ndarray) -> np.ndarray: ...
+
+
+def encode(
+    document: Document,
+    vocabulary: Vocabulary,
+    config: TokensConfig,
+    codec: PictureCodec | None = None,
+    limits: Limits = Limits(),
+) -> Sequence:
+    """One sequence of a document, its branches and its aligned text.
+
+    Raises ValueError if a model turn holds media it cannot produce or a picture without a codec, if a branch does not open with
+    a turn, or if there is a text to align but no media; MediaError (a ValueError) if a file cannot be read.
+    """
+    writer = _Writer(vocabulary, config, codec, limits)
+    writer.aligning = document.align is not None
+    writer.write([SPECIAL_IDS["<bos>"]])
+    for content in document.contents:
+        writer.turn(content)
+    if not document.branches and all(content.role == "" for content in document.contents):
+        writer.write([SPECIAL_IDS["<eos>"]], target=1)
+    if writer.aligning and not writer.soft:
+        raise ValueError("a document with a text to align needs an image, audio or video in its contents")
+    writer.aligning = False
+    for number, branch in enumerate(document.branches, start=1):
+        if not branch or branch[0].role == "":
+            raise ValueError(f"branch {number} must open with a turn that has a role, or its first token has nothing to follow")
+        writer.start_branch(number)
+        for content in branch:
+            writer.turn(content)
+    if document.align is not None:
+        writer.start_branch(ALIGN_BRANCH)
+        writer.write([SPECIAL_IDS["<bos>"]])
+        writer.write(vocabulary.encode_text(document.align), pool=2)
+    return writer.sequence()
+
+
+def encode_prompt(
+    contents: Iterable[Content],
+    vocabulary: Vocabulary,
+    config: TokensConfig,
+    codec: PictureCodec | None = None,
+    limits: Limits = Limits(),
+) -> Sequence:
+    """One sequence that a model continues: it ends with `<model>`, inside the last turn if that is the model's, or in the
+    running text if the last content has role "". Raises ValueError as `encode` does."""
+    contents = tuple(contents)
+    writer = _Writer(vocabulary, config, codec, limits)
+    writer.write([SPECIAL_IDS["<bos>"]])
+    for content in contents[:-1]:
+        writer.turn(content)
+    last = contents[-1] if contents else None
+    if last is not None:
+        writer.turn(last, close=last.role != "model")
+    if last is None or last.role not in ("model", ""):
+        writer.write([SPECIAL_IDS["<model>"]])
+    return writer.sequence()
+
+
+def count(sequence: Sequence) -> dict[str, int]:
+    """Tokens per modality, for example {"text": 12, "image": 258}; the markers and times of a soft medium count as that medium."""
+    numbers = np.bincount(sequence.modality, minlength=len(Modality))
+    return {modality.name.lower(): int(numbers[modality]) for modality in Modality if numbers[modality]}
+
+
+def decode_parts(ids: Iterable[int], vocabulary: Vocabulary, codec: PictureCodec | None = None) -> tuple[Part, ...]:
+    """Parts of what a model wrote after `<model>`: Text, Image (uint8 array) and FunctionCall, in order.
+
+    Reading ends at `<end_of_turn>` or `<eos>`. A picture or call whose closing token never came is left out, a call that is not the
+    JSON of a call is returned as Text. Raises ValueError if there is a picture but no codec, or its codes are not in order.
+    """
+    parts: list[Part] = []
+    span: list[int] = []
+    opened = ""
+    for i in map(int, ids):
+        if i in _ENDS:
+            break
+        if i in _OPENINGS:
+            parts += _text(span, vocabulary) if not opened else ()
+            opened, span = _OPENINGS[i], []
+        elif opened and i == SPECIAL_IDS["</" + opened[1:]]:
+            parts.append(_picture(span, vocabulary, codec) if opened == "<draw>" else _call(vocabulary.decode(span)))
+            opened, span = "", []
+        elif i >= len(SPECIAL_IDS):
+            span.append(i)
+    return (*parts, *_text(span, vocabulary)) if not opened else tuple(parts)
+
+
+_ENDS = {SPECIAL_IDS["<end_of_turn>"], SPECIAL_IDS["<eos>"]}
+_OPENINGS = {SPECIAL_IDS[name]: name for name in ("<draw>", "<call>")}
+
+
+def _text(ids: list[int], vocabulary: Vocabulary) -> tuple[Part, ...]:
+    return (Text(vocabulary.decode(ids)),) if ids else ()
+
+
+def _picture(ids: list[int], vocabulary: Vocabulary, codec: PictureCodec | None) -> Image:
+    if codec is None:
+        raise ValueError("the model drew a picture but there is no image codec to decode it: load one beside the model")
+    return Image(codec.decode(vocabulary.codes(np.array(ids, np.int32))[None])[0])
+
+
+def _call(text: str) -> Part:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError:
+        return Text(text)
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str) or not isinstance(data.get("args"), dict):
+        return Text(text)
+    return FunctionCall(data["name"], data["args"], data.get("id"))
+
+
+class _Writer:
+    """Appends tokens run by run; the arrays of the sequence are built once, at the end."""
+
+    def __init__(self, vocabulary: Vocabulary, config: TokensConfig, codec: PictureCodec | None, limits: Limits):
+        if codec is not None and tuple(codec.levels) != vocabulary.code_levels:
+            raise ValueError(f"the codec has levels {tuple(codec.levels)} but the vocabulary {vocabulary.code_levels}")
+        self.vocabulary, self.config, self.codec, self.limits = vocabulary, config, codec, limits
+        self.ids: list[int] = []
+        self.runs: list[tuple[int, float, int, int, int]] = []  # length, target, modality, group, pool
+        self.soft: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}  # start, features, coord
+        self.branches = [(0, 0)]  # branch, start
+        self.num_groups = 0
+        self.aligning = False  # soft positions are the media side of a contrastive pair
+
+    def start_branch(self, branch: int) -> None:
+        self.branches.append((branch, len(self.ids)))
+
+    def write(self, ids: list[int], target: float = 0, modality: Modality = Modality.TEXT, group: int = 0, pool: int = 0) -> None:
+        self.ids += ids
+        self.runs.append((len(ids), target, modality, group, pool))
+
+    def write_soft(self, modality: Modality, features: np.ndarray, coord: np.ndarray, group: int) -> None:
+        name = modality.name.lower()
+        self.soft.setdefault(name, []).append((len(self.ids), features, coord))
+        self.write([SPECIAL_IDS[f"<{name}_soft>"]] * len(features), modality=modality, group=group, pool=int(self.aligning))
+
+    def turn(self, content: Content, close: bool = True) -> None:
+        """One content; `close=False` leaves the turn open."""
+        if content.role:
+            self.write([SPECIAL_IDS[f"<{content.role}>"]])
+        target = float(content.role in ("model", ""))
+        for part in content.parts:
+            if isinstance(part, Text):
+                self.write(self.vocabulary.encode_text(part.text), target)
+            elif isinstance(part, FunctionCall | FunctionResponse):
+                self.function(part, target)
+            elif content.role != "model":
+                self.media(part)
+            elif isinstance(part, Image):
+                self.draw(part)
+            else:
+                raise ValueError(f"a model turn holds {type(part).__name__}, but a model writes only text, calls and pictures")
+        if content.role and close:
+            self.write([SPECIAL_IDS["<end_of_turn>"]], float(content.role == "model"))
+
+    def function(self, part: FunctionCall | FunctionResponse, target: float) -> None:
+        name = "call" if isinstance(part, FunctionCall) else "response"
+        fields = {key: value for key, value in asdict(part).items() if value is not None}
+        text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+        self.write([SPECIAL_IDS[f"<{name}>"], *self.vocabulary.encode_text(text), SPECIAL_IDS[f"</{name}>"]], target)
+
+    def draw(self, part: Image) -> None:
+        if self.codec is None:
+            raise ValueError("a model turn holds an image, which is drawn with an image codec, but there is none: train one or pass codec")
+        pixels = image.resize(part.pixels(self.limits), *self.codec.size)
+        digits = self.vocabulary.code_ids(np.asarray(self.codec.encode(pixels[None])[0])).tolist()
+        self.write([SPECIAL_IDS["<draw>"]], target=1)
+        self.write([*digits, SPECIAL_IDS["</draw>"]], target=1, modality=Modality.DRAW)
+
+    def media(self, part: Image | Audio | Video) -> None:
+        config = self.config
+        if isinstance(part, Image):
+            features, coord = image.patches(part.pixels(self.limits), config.image)
+            self.span(Modality.IMAGE, features, coord, self.new_group(config.image.two_way))
+        elif isinstance(part, Audio):
+            self.sound(audio.tokens(part.samples(config.audio.rate, self.limits), config.audio), self.new_group(config.audio.two_way))
+        else:
+            self.video(part)
+
+    def video(self, part: Video) -> None:
+        config = self.config.video
+        frames, times = part.frames(config.fps, config.max_frames, self.limits)
+        sound = part.samples(self.config.audio.rate, self.limits) if config.sound else np.zeros(0, np.float32)
+        group = self.new_group(config.two_way)
+        self.write([SPECIAL_IDS["<video>"]], modality=Modality.VIDEO, group=group)
+        for frame in video.tokens(frames, times, sound, config, self.config.audio):
+            self.write(self.vocabulary.encode_text(frame.time), modality=Modality.VIDEO, group=group)
+            self.write_soft(Modality.VIDEO, frame.features, frame.coord, group)
+            if len(frame.sound):
+                self.sound(frame.sound, group, markers=group)
+        self.write([SPECIAL_IDS["</video>"]], modality=Modality.VIDEO, group=group)
+
+    def sound(self, features: np.ndarray, group: int, markers: int = 0) -> None:
+        self.span(Modality.AUDIO, features, np.zeros((len(features), 2), np.int32), group, markers)
+
+    def span(self, modality: Modality, features: np.ndarray, coord: np.ndarray, group: int, markers: int = 0) -> None:
+        """Soft tokens in `group` between markers, which are causal unless they lie inside a clip."""
+        name = modality.name.lower()
+        self.write([SPECIAL_IDS[f"<{name}>"]], modality=modality, group=markers)
+        self.write_soft(modality, features, coord, group)
+        self.write([SPECIAL_IDS[f"</{name}>"]], modality=modality, group=markers)
+
+    def new_group(self, two_way: bool) -> int:
+        self.num_groups += two_way
+        return self.num_groups if two_way else 0
+
+    def sequence(self) -> Sequence:
+        lengths, *columns = zip(*self.runs, strict=True)
+        dtypes = (np.float32, np.int8, np.int32, np.int8)
+        target, modality, group, pool = (np.repeat(np.array(c, d), lengths) for c, d in zip(columns, dtypes, strict=True))
+        branch = np.zeros(len(self.ids), np.int32)
+        position = np.arange(len(self.ids), dtype=np.int32)
+        prefix = self.branches[1][1] if len(self.branches) > 1 else len(self.ids)
+        for number, start in self.branches[1:]:  # in order of start, so each overwrites the tail of the one before
+            branch[start:] = number
+            position[start:] = np.arange(len(self.ids) - start) + (prefix if number > 0 else 0)
+        soft = {name: _soft(spans) for name, spans in self.soft.items()}
+        return Sequence(np.array(self.ids, np.int32), target, position, branch, group, modality, pool, soft)
+
+
+def _soft(spans: list[tuple[int, np.ndarray, np.ndarray]]) -> Soft:
+    starts, features, coords = zip(*spans, strict=True)
+    index = np.concatenate([np.arange(start, start + len(f), dtype=np.int32) for start, f in zip(starts, features, strict=True)])
+    return Soft(np.concatenate(features), index, np.concatenate(coords))

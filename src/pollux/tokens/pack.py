@@ -1,0 +1,150 @@
+"""Documents share rows of fixed size: first-fit packing, and rows of sequences to a Batch.
+
+Capacities are static, so that one compiled step serves every batch: a sequence goes into the first row where its tokens, its
+targets and its soft tokens of each modality all fit. B rows, T tokens, M targets, N soft tokens of F features (see sequence.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from pollux.tokens.config import TokensConfig
+from pollux.tokens.sequence import Batch, Inputs, Modality, Sequence, SoftBatch, Targets
+
+
+@dataclass(frozen=True)
+class Capacities:
+    """What one row can hold: T tokens, M targets, and per modality (N, F)."""
+
+    row_length: int
+    targets: int
+    soft: Mapping[str, tuple[int, int]]
+
+    @cached_property
+    def limits(self) -> Counter[str]:
+        """In the terms of `sizes`."""
+        return Counter(tokens=self.row_length, targets=self.targets, **{name: number for name, (number, _) in self.soft.items()})
+
+
+class Packer:
+    """Collects sequences for one batch after another.
+
+    The usual round: `add` sequences until one does not fit, `take` the batch, `add` that sequence again. `split` first, if
+    documents may be longer than a row. soft_per_row gives N per modality; a modality that is not in it is refused.
+    """
+
+    def __init__(self, rows: int, row_length: int, targets_per_row: int, soft_per_row: Mapping[str, int], config: TokensConfig):
+        if rows < 1 or row_length < 2 or targets_per_row < 1:
+            raise ValueError(f"a batch of {rows} rows of {row_length} tokens and {targets_per_row} targets is too small to learn from")
+        soft = {name: (number, getattr(config, name).features) for name, number in soft_per_row.items()}
+        self.capacities = Capacities(row_length, targets_per_row, soft)
+        self._rows: list[list[Sequence]] = [[] for _ in range(rows)]
+        self._used: list[Counter[str]] = [Counter() for _ in range(rows)]
+
+    def add(self, sequence: Sequence) -> bool:
+        """Put a sequence into the first row with room; False if there is none and it must wait for the next batch.
+
+        Raises ValueError with the sizes if it would not fit into an empty row either.
+        """
+        need, limits = sizes(sequence), self.capacities.limits
+        if not need <= limits:
+            raise ValueError(f"a document needs {dict(need)}, a row holds {dict(limits)}: enlarge the row or shorten the document")
+        for row, used in zip(self._rows, self._used, strict=True):
+            if used + need <= limits:
+                row.append(sequence)
+                used += need
+                return True
+        return False
+
+    def take(self) -> Batch:
+        """The batch of what was added, and a fresh start."""
+        batch = to_batch(self._rows, self.capacities)
+        self._rows = [[] for _ in self._rows]
+        self._used = [Counter() for _ in self._used]
+        return batch
+
+    def split(self, sequence: Sequence) -> list[Sequence]:
+        """A pure text sequence (one branch, no media) that is too long for a row, as pieces that are not; any other as it is.
+
+        Neighbouring pieces share one token, so that every target still follows its predecessor. Positions restart in each.
+        """
+        if sequence.soft or sequence.branch.any() or (sequence.modality != Modality.TEXT).any():
+            return [sequence]
+        pieces, start, last = [], 0, len(sequence) - 1
+        targets = np.cumsum(sequence.target > 0)  # targets up to and including each token
+        while True:
+            room = int(np.searchsorted(targets, targets[start] + self.capacities.targets, side="right"))
+            stop = min(start + self.capacities.row_length, room, last + 1)
+            pieces.append(_piece(sequence, start, stop))
+            if stop > last:
+                return pieces
+            start = stop - 1
+
+
+def sizes(sequence: Sequence) -> Counter[str]:
+    """What a sequence takes of a row: "tokens", "targets", and soft tokens by modality."""
+    soft = {name: len(soft.index) for name, soft in sequence.soft.items()}
+    return Counter(tokens=len(sequence), targets=int(np.count_nonzero(sequence.target)), **soft)
+
+
+def single(sequence: Sequence, length: int | None = None) -> Batch:
+    """A batch of one row with one sequence, no larger than needed, or padded to `length` tokens."""
+    soft = {name: soft.features.shape for name, soft in sequence.soft.items()}
+    return to_batch([[sequence]], Capacities(length or len(sequence), sizes(sequence)["targets"], soft))
+
+
+def to_batch(rows: list[list[Sequence]], capacities: Capacities) -> Batch:
+    """Rows of sequences as arrays. Padding has id 0, segment 0 and weight 0; unused soft slots have index T.
+
+    Groups are renumbered to differ between the documents of a row. Raises ValueError if a row does not fit.
+    """
+    B, T, M = len(rows), capacities.row_length, capacities.targets
+    ids, position, segment, branch, group, pool = np.zeros((6, B, T), np.int32)
+    target_index, target_ids, target_modality = np.zeros((3, B, M), np.int32)
+    weight = np.zeros((B, M), np.float32)
+    soft = {
+        name: SoftBatch(np.zeros((B, N, F), np.float32), np.full((B, N), T, np.int32), np.zeros((B, N, 2), np.int32))
+        for name, (N, F) in capacities.soft.items()
+    }
+    for b, row in enumerate(rows):
+        used: Counter[str] = Counter()
+        num_groups = 0
+        total = sum(map(sizes, row), Counter())
+        if not total <= capacities.limits:
+            raise ValueError(f"row {b} needs {dict(total)} but holds {dict(capacities.limits)}")
+        for number, sequence in enumerate(row, start=1):
+            start, m = used["tokens"], used["targets"]
+            here = slice(start, start + len(sequence))
+            ids[b, here], position[b, here], branch[b, here] = sequence.ids, sequence.position, sequence.branch
+            segment[b, here], pool[b, here] = number, sequence.pool
+            group[b, here] = np.where(sequence.group > 0, sequence.group + num_groups, 0)
+            predicted = np.flatnonzero(sequence.target)
+            assert (sequence.branch[predicted] == sequence.branch[predicted - 1]).all() and not sequence.target[:1].any()
+            slots = slice(m, m + len(predicted))
+            target_index[b, slots], target_ids[b, slots] = predicted - 1 + start, sequence.ids[predicted]
+            weight[b, slots], target_modality[b, slots] = sequence.target[predicted], sequence.modality[predicted]
+            for name, part in sequence.soft.items():
+                slots = slice(used[name], used[name] + len(part.index))
+                out = soft[name]
+                out.features[b, slots], out.index[b, slots], out.coord[b, slots] = part.features, part.index + start, part.coord
+            num_groups += int(sequence.group.max(initial=0))
+            used += sizes(sequence)
+    inputs = Inputs(ids, position, segment, branch, group, soft)
+    return Batch(inputs, Targets(target_index, target_ids, weight, target_modality, pool))
+
+
+def _piece(sequence: Sequence, start: int, stop: int) -> Sequence:
+    target = sequence.target[start:stop].copy()
+    target[:1] = 0  # its predecessor is in the piece before
+    fields = ("ids", "branch", "group", "modality", "pool")
+    return replace(
+        sequence,
+        target=target,
+        position=np.arange(stop - start, dtype=np.int32),
+        **{name: getattr(sequence, name)[start:stop] for name in fields},
+    )
