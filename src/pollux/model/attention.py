@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pollux.model.config import AttentionConfig
-from pollux.model.dot_attention import attend
+from pollux.model.dot_attention import additive_mask, attend
 from pollux.model.layers import rms_norm
 from pollux.model.matmul import matmul
 from pollux.model.params import Params
@@ -107,7 +107,7 @@ def self_attention(params: Params, a: AttentionConfig, x_BTD, positions: Positio
     key_position = positions.position
     if cache is not None:
         cache, k, v, keys = cache.extend(k, v, positions)
-        mask_BTS = visible(positions, keys, a.window)
+        mask_BTS = additive_mask(visible(positions, keys, a.window))
         key_position = keys.position
     bias = gaussian_prior(params["log_sigma"], positions.position, key_position) if a.gaussian_prior else None
     scale = a.scale or a.head_dim**-0.5

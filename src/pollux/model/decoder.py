@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from pollux.model.attention import Positions, output, project, self_attention, visible
 from pollux.model.cache import Cache, LayerCache
 from pollux.model.config import AttentionConfig, LayerConfig, ModelConfig
-from pollux.model.dot_attention import attend
+from pollux.model.dot_attention import additive_mask, attend
 from pollux.model.experts import experts
 from pollux.model.layers import embed_soft, feed_forward, norm, sinusoids
 from pollux.model.params import Params
@@ -54,7 +54,7 @@ def hidden(params: Params, config: ModelConfig, inputs: Inputs, cache: Cache | N
     if cache is not None and cache.soft.shape[1]:
         cache = _keep_soft(cache, soft, soft_positions)
         soft, soft_positions = cache.soft, _kept_positions(cache.soft_index)
-    context = _Context(positions, {w: visible(positions, positions, w) for w in windows}, soft, soft_positions)
+    context = _Context(positions, {w: additive_mask(visible(positions, positions, w)) for w in windows}, soft, soft_positions)
 
     def group(carry, scanned):
         x, balance = carry
@@ -167,7 +167,7 @@ def _cross_attention(params: Params, config: ModelConfig, a: AttentionConfig, x,
     a = replace(a, position="none", window=0, log_n_native=0)
     q, _, _ = project(params, a, x, context.positions.position, config.norm_eps)
     _, k, v = project(params, a, context.soft, context.soft_positions.position, config.norm_eps)
-    mask = visible(context.positions, context.soft_positions)
+    mask = additive_mask(visible(context.positions, context.soft_positions))
     return output(params, a, attend(q, k, v, mask, a.scale or a.head_dim**-0.5, a.soft_cap))
 
 

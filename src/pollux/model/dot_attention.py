@@ -14,10 +14,15 @@ import jax.numpy as jnp
 MASKED = -1e30
 
 
+def additive_mask(mask_BTS: jax.Array) -> jax.Array:
+    """bool [B, T, S] -> float32 with 0 where visible and a large negative number elsewhere; computed once for all layers."""
+    return jax.lax.optimization_barrier(jnp.where(mask_BTS, 0.0, MASKED))
+
+
 def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0, bias_BNTS=None) -> jax.Array:
     """Attention output [B, T, N, H] in q's dtype; a query that sees nothing gets zeros.
 
-    mask_BTS: bool. soft_cap > 0: scores become cap * tanh(scores / cap). bias_BNTS: added to the scores (differentiable).
+    mask_BTS: from additive_mask. soft_cap > 0: scores become cap * tanh(scores / cap). bias_BNTS: added to the scores (differentiable).
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
@@ -31,30 +36,31 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _scores(q_BKGTH, k_BKSH, scale):
+def _dot(a_BKxx, b_BKxx, contract_a: int, contract_b: int) -> jax.Array:
+    dims = (((contract_a,), (contract_b,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a_BKxx, b_BKxx, dims, preferred_element_type=jnp.float32)
+
+
+def _scores(q_BKGTH, k_BKSH):
     """float32 [B, K, G, T, S]; the G queries of one kv-head are one matrix product."""
     B, K, G, T, H = q_BKGTH.shape
-    flat = q_BKGTH.reshape(B, K, G * T, H)
-    scores = jax.lax.dot_general(flat, k_BKSH, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
-    return (scores * scale).reshape(B, K, G, T, -1)
+    return _dot(q_BKGTH.reshape(B, K, G * T, H), k_BKSH, 3, 3).reshape(B, K, G, T, -1)
 
 
 def _weigh(p_BKGTS, v_BKSH):
     B, K, G, T, S = p_BKGTS.shape
-    flat = p_BKGTS.astype(v_BKSH.dtype).reshape(B, K, G * T, S)
-    out = jax.lax.dot_general(flat, v_BKSH, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
-    return out.astype(v_BKSH.dtype).reshape(B, K, G, T, -1)
+    return _dot(p_BKGTS.astype(v_BKSH.dtype).reshape(B, K, G * T, S), v_BKSH, 3, 2).reshape(B, K, G, T, -1)
 
 
 def _formula(q, k, v, mask_BTS, scale, soft_cap, bias):
-    scores = _scores(q, k, scale)
+    scores = _scores(q, k) * scale
     if soft_cap:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     if bias is not None:
         scores += bias
     mask = mask_BTS[:, None, None]
-    p = jax.nn.softmax(jnp.where(mask, scores, MASKED), -1)
-    return _weigh(jnp.where(mask, p, 0.0), v)
+    p = jax.nn.softmax(scores + mask, -1)
+    return _weigh(jnp.where(mask < 0, 0.0, p), v).astype(v.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -63,7 +69,7 @@ def _attend(q, k, v, mask_BTS, scale):
 
 
 def _attend_forward(q, k, v, mask_BTS, scale):
-    masked = jnp.where(mask_BTS[:, None, None], _scores(q, k, scale), MASKED)
+    masked = _scores(q * jnp.asarray(scale, q.dtype), k) + mask_BTS[:, None, None]
     top = jnp.maximum(jnp.max(masked, -1, keepdims=True), MASKED / 2)
     p = jnp.exp(masked - top)
     total = jnp.maximum(jnp.sum(p, -1, keepdims=True), 1e-30)
@@ -74,17 +80,18 @@ def _attend_forward(q, k, v, mask_BTS, scale):
 def _attend_backward(scale, residual, d_out):
     q, k, v, mask_BTS, out, log_sum = residual
     B, K, G, T, H = q.shape
-    p = jnp.exp(jnp.where(mask_BTS[:, None, None], _scores(q, k, scale), MASKED) - log_sum)
+    q_scaled = q * jnp.asarray(scale, q.dtype)
+    p = jnp.exp(_scores(q_scaled, k) + mask_BTS[:, None, None] - log_sum)
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
-    d_p = _scores(d_out, v, 1.0)
-    d_scores = (p * (d_p - delta) * scale).astype(q.dtype).reshape(B, K, G * T, -1)
+    d_scores = (p * (_scores(d_out, v) - delta)).astype(q.dtype).reshape(B, K, G * T, -1)
 
-    def contract_queries(weights, x):  # [B, K, G*T, S], [B, K, G*T, H] -> [B, K, S, H]
-        return jax.lax.dot_general(weights, x, (((2,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    def contract_queries(weights, x):  # [B, K, G*T, S], [B, K, G, T, H] -> [B, K, S, H]
+        x, weights = jax.lax.optimization_barrier((x.reshape(B, K, G * T, H), weights))
+        return jax.lax.optimization_barrier(_dot(x, weights, 2, 2)).swapaxes(2, 3)
 
-    d_q = jax.lax.dot_general(d_scores, k, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
-    d_k = contract_queries(d_scores, q.reshape(B, K, G * T, H))
-    d_v = contract_queries(p.astype(q.dtype).reshape(B, K, G * T, -1), d_out.reshape(B, K, G * T, H))
+    d_q = _dot(d_scores, k, 3, 2) * scale
+    d_k = contract_queries(d_scores, q_scaled)
+    d_v = contract_queries(p.astype(q.dtype).reshape(B, K, G * T, -1), d_out)
     return d_q.astype(q.dtype).reshape(q.shape), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
