@@ -100,6 +100,12 @@ def test_a_video_is_times_frames_and_sound_in_one_group(vocabulary):
     assert (s.ids[s.soft["audio"].index] == SPECIAL_IDS["<audio_soft>"]).all()
 
 
+def test_an_empty_sound_is_its_markers(vocabulary):
+    s = encode(Document((Content("user", (Audio(np.zeros(0, np.float32), rate=1000),)),)), vocabulary, CONFIG)
+    assert spelled(s, vocabulary) == "<bos><user><audio></audio><end_of_turn>"
+    assert not s.soft
+
+
 def test_one_way_media_have_no_group(vocabulary):
     config = TokensConfig(ImageTokens(4, 4, two_way=False), CONFIG.audio, VideoTokens(patch=4, stride=4, two_way=False))
     assert not encode(Document((Content("user", (CLIP, PICTURE, SOUND)),)), vocabulary, config).group.any()

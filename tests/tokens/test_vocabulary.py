@@ -1,5 +1,6 @@
 """Text ids and image-code ids: lossless, and no text can forge a special token."""
 
+import pickle
 import random
 
 import numpy as np
@@ -68,6 +69,12 @@ def test_saved_and_loaded_vocabulary_gives_the_same_ids(vocabulary, tmp_path):
     loaded = Vocabulary.load(tmp_path, vocabulary.code_levels)
     assert loaded.size == vocabulary.size
     assert loaded.encode_text("a red <bos> circle") == vocabulary.encode_text("a red <bos> circle")
+
+
+def test_a_worker_process_encodes_the_same(vocabulary):
+    sent = pickle.loads(pickle.dumps(vocabulary))
+    assert sent.encode_text("a <bos> b") == vocabulary.encode_text("a <bos> b")
+    assert sent.size == vocabulary.size
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

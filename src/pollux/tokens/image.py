@@ -51,7 +51,8 @@ def patches(pixels: np.ndarray, config: ImageTokens) -> tuple[np.ndarray, np.nda
 
     pixels: uint8 [H, W, 3]. Returns features float32 [N, F] and coord int32 [N, 2], the (row, column) of each patch.
     """
-    rows, columns = grid(*pixels.shape[:2], config)
+    height, width, _ = pixels.shape
+    rows, columns = grid(height, width, config)
     pixels = resize(pixels, rows * config.stride, columns * config.stride)
     return cut(pixels, config.patch, config.stride), coordinates(rows, columns)
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from pollux.content import Audio, Content, Document, FunctionCall, FunctionResponse, Image, Part, Text, Video
-from pollux.media import Limits
+from pollux.media import DEFAULT_LIMITS, Limits
 from pollux.tokens import audio, image, video
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.sequence import Modality, Sequence, Soft
@@ -31,7 +31,7 @@ class PictureCodec(Protocol):
     def levels(self) -> tuple[int, ...]: ...
     @property
     def size(self) -> tuple[int, int]: ...
-    def encode(self, pixels: np.ndarray) -> np.ndarray: ...
+    def encode(self, images: np.ndarray) -> np.ndarray: ...
     def decode(self, codes: np.ndarray) -> np.ndarray: ...
 
 
@@ -40,7 +40,7 @@ def encode(
     vocabulary: Vocabulary,
     config: TokensConfig,
     codec: PictureCodec | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Sequence:
     """One sequence of a document, its branches and its aligned text.
 
@@ -75,7 +75,7 @@ def encode_prompt(
     vocabulary: Vocabulary,
     config: TokensConfig,
     codec: PictureCodec | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Sequence:
     """One sequence that a model continues: it ends with `<model>`, inside the last turn if that is the model's, or in the
     running text if the last content has role "". Raises ValueError as `encode` does."""
@@ -167,6 +167,8 @@ class _Writer:
         self.runs.append((len(ids), target, modality, group, pool))
 
     def write_soft(self, modality: Modality, features: np.ndarray, coord: np.ndarray, group: int) -> None:
+        if not len(features):
+            return
         name = modality.name.lower()
         self.soft.setdefault(name, []).append((len(self.ids), features, coord))
         self.write([SPECIAL_IDS[f"<{name}_soft>"]] * len(features), modality=modality, group=group, pool=int(self.aligning))

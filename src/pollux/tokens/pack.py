@@ -55,9 +55,9 @@ class Packer:
         if not need <= limits:
             raise ValueError(f"a document needs {dict(need)}, a row holds {dict(limits)}: enlarge the row or shorten the document")
         for row, used in zip(self._rows, self._used, strict=True):
-            if used + need <= limits:
+            if all(used[name] + number <= limits[name] for name, number in need.items()):
                 row.append(sequence)
-                used += need
+                used.update(need)
                 return True
         return False
 
@@ -133,7 +133,7 @@ def to_batch(rows: list[list[Sequence]], capacities: Capacities) -> Batch:
                 out = soft[name]
                 out.features[b, slots], out.index[b, slots], out.coord[b, slots] = part.features, part.index + start, part.coord
             num_groups += int(sequence.group.max(initial=0))
-            used += sizes(sequence)
+            used.update(sizes(sequence))
     inputs = Inputs(ids, position, segment, branch, group, soft)
     return Batch(inputs, Targets(target_index, target_ids, weight, target_modality, pool))
 

@@ -37,7 +37,8 @@ def tokens(
     """
     if len(frames) == 0 or len(frames) != len(times):
         raise ValueError(f"a video needs at least one frame and a time for each, got {len(frames)} frames and {len(times)} times")
-    rows, columns = image.grid(*frames.shape[1:3], ImageTokens(config.patch, config.stride, config.max_tokens))
+    _, height, width, _ = frames.shape
+    rows, columns = image.grid(height, width, ImageTokens(config.patch, config.stride, config.max_tokens))
     height, width = rows * config.stride, columns * config.stride
     if frames.shape[1:3] != (height, width):
         frames = np.stack([image.resize(frame, height, width) for frame in frames])

@@ -39,6 +39,9 @@ class Vocabulary:
         self.size = self.code_offset + sum(self.code_levels)
         self._digit_offsets = self.code_offset + np.cumsum((0, *self.code_levels))
 
+    def __reduce__(self):  # a pickled tokenizer forgets encode_special_tokens, and worker processes are sent a pickle
+        return Vocabulary, (self.tokenizer, self.code_levels)
+
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text, never a special one; `decode` is the exact inverse. Raises ValueError if it is not valid Unicode."""
         try:
