@@ -2,7 +2,7 @@
 
 from pollux.media.image import decode_image, encode_image
 from pollux.media.sound import decode_audio, encode_audio
-from pollux.media.source import DEFAULT_LIMITS, Kind, Limits, MediaError, is_url, media_kind
+from pollux.media.source import DEFAULT_LIMITS, Kind, Limits, MediaError, is_url, media_kind, suffix_of
 from pollux.media.video import VideoArray, decode_video, decode_video_sound, encode_video
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "encode_video",
     "is_url",
     "media_kind",
+    "suffix_of",
 ]

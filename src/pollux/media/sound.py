@@ -47,10 +47,11 @@ def decode_audio(
 
 
 def encode_audio(samples: np.ndarray, rate: int) -> bytes:
-    """Float [n] or [n, channels] in [-1, 1] as a WAV file of 16 bits."""
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+    """Float [n] or [n, channels] in [-1, 1] as a mono WAV file of 16 bits. Raises MediaError."""
+    with naming("audio", samples) as name:
+        file = io.BytesIO()
+        soundfile.write(file, mono_array(name, samples, rate, rate, DEFAULT_LIMITS), rate, format="WAV", subtype="PCM_16")
+        return file.getvalue()
 
 
 def mono_array(name: str, samples: np.ndarray, source_rate: int | None, rate: int, limits: Limits) -> np.ndarray:

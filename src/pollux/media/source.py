@@ -24,6 +24,19 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "audio": (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff"),
     "video": (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".3gp"),
 }
+_SIGNATURES = (  # offset, bytes, suffix
+    (0, b"\x89PNG", ".png"),
+    (0, b"\xff\xd8\xff", ".jpg"),
+    (0, b"GIF8", ".gif"),
+    (8, b"WEBP", ".webp"),
+    (8, b"WAVE", ".wav"),
+    (0, b"fLaC", ".flac"),
+    (0, b"OggS", ".ogg"),
+    (0, b"ID3", ".mp3"),
+    (4, b"ftyp", ".mp4"),
+    (0, b"\x1a\x45\xdf\xa3", ".mkv"),
+    (8, b"AVI ", ".avi"),
+)
 
 
 class MediaError(ValueError):
@@ -52,6 +65,11 @@ def media_kind(path: str | os.PathLike) -> Kind | None:
     name = os.fspath(path)
     suffix = os.path.splitext(urlsplit(name).path if is_url(name) else name)[1].lower()
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+
+
+def suffix_of(data: bytes) -> str:
+    """The extension for a file of these bytes by their signature, "" for less common formats (decoding needs none)."""
+    return next((suffix for offset, signature, suffix in _SIGNATURES if data.startswith(signature, offset)), "")
 
 
 @contextlib.contextmanager
