@@ -12,7 +12,7 @@ import PIL.ImageOps
 from pollux.media.source import DEFAULT_LIMITS, Limits, MediaError, check_pixels, naming, open_source
 
 # Formats that run other programs or are drawings (EPS, PDF, WMF) are left out on purpose.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
 
 
 def decode_image(source: bytes | str | os.PathLike | np.ndarray | PIL.Image.Image, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
@@ -30,8 +30,9 @@ def decode_image(source: bytes | str | os.PathLike | np.ndarray | PIL.Image.Imag
             check_pixels(name, source.width, source.height, limits)
             return _rgb(source)
         with open_source(name, source, limits) as file:
+            PIL.Image.init()
             try:
-                image = PIL.Image.open(file, formats=_FORMATS)
+                image = PIL.Image.open(file, formats=[name for name in _FORMATS if name in PIL.Image.OPEN])
             except PIL.UnidentifiedImageError as error:
                 raise MediaError(f"{name} is broken or not an image of a known format") from error
             with image:

@@ -21,6 +21,7 @@ from pollux.media.source import DEFAULT_LIMITS, Limits, MediaError, check_second
 _BLOCK = 1 << 16  # frames of a file decoded at a time
 _GAP = 0.05  # seconds; smaller differences between a track's clock and its samples are rounding
 _DATA_SIZE = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_NO_OGG_END = re.compile(r"^ *Ogg ?: (?:Junk after the last page|File ended unexpectedly)", re.MULTILINE)
 _STREAMED = 0x7FFFF000  # a program that writes to a pipe puts a size of this order for "unknown"
 
 
@@ -101,9 +102,8 @@ def _read(name: str, sound: soundfile.SoundFile, limits: Limits) -> np.ndarray:
     Raises MediaError for a truncated file: libsndfile would shorten most formats in silence, but its log tells.
     """
     check_seconds(name, sound.frames / sound.samplerate, limits)
-    log = sound.extra_info
-    told = _DATA_SIZE.search(log)
-    if "without an End-Of-Stream flag" in log or (told and int(told[2]) < int(told[1]) < _STREAMED):
+    size = _DATA_SIZE.search(sound.extra_info)
+    if _NO_OGG_END.search(sound.extra_info) or (size and int(size[2]) < int(size[1]) < _STREAMED):
         raise MediaError(f"{name} is truncated")
     blocks = [np.zeros(0, np.float32)]
     length = 0

@@ -49,6 +49,7 @@ def decode_video(
         if isinstance(source, VideoArray):
             times = _check_array(name, source, limits)
             wanted = _frame_times(times[-1], fps, max_frames)
+            _check_bytes(name, len(wanted) * source.frames[0].nbytes, limits)
             return source.frames[np.searchsorted(times, wanted + _CLOCK, side="right") - 1], wanted
         with open_source(name, source, limits) as file:
             wanted = _frame_times(survey(name, file, "video", limits), fps, max_frames)
@@ -117,6 +118,11 @@ def _check_array(name: str, video: VideoArray, limits: Limits) -> np.ndarray:
     return times - times[0]
 
 
+def _check_bytes(name: str, size: int, limits: Limits) -> None:
+    if size > limits.max_bytes:
+        raise MediaError(f"{name} gives frames of {size} bytes, more than the limit of {limits.max_bytes}")
+
+
 def _frame_times(last: float, fps: float, max_frames: int) -> np.ndarray:
     """The times at which frames are wanted, for a clip whose last frame is at `last` seconds."""
     number = int((last + _CLOCK) * fps) + 1
@@ -128,8 +134,7 @@ def _pick(name: str, container: InputContainer, wanted: np.ndarray, limits: Limi
     picked: list[np.ndarray] = []
     for frame, until in _shown(container):
         check_pixels(name, frame.width, frame.height, limits)
-        if len(wanted) * frame.width * frame.height * 3 > limits.max_bytes:
-            raise MediaError(f"{name} gives more than the limit of {limits.max_bytes} bytes of frames")
+        _check_bytes(name, len(wanted) * frame.width * frame.height * 3, limits)
         repeats = int(np.searchsorted(wanted, until - _CLOCK)) - len(picked)
         if repeats > 0:
             if not picked:
