@@ -49,6 +49,11 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert len(orders) == 16
 
 
+def test_every_document_is_equally_likely_to_open_an_epoch():
+    first = np.bincount([Mixture([Numbers("a", 5)], [1], seed=seed).locate(0)[1] for seed in range(1000)], minlength=5)
+    assert ((first - 200) ** 2 / 200).sum() < 18.5  # chi-square, 4 degrees of freedom, p = 0.001
+
+
 def test_two_sources_of_one_length_are_read_in_different_orders():
     order = located(Mixture([Numbers("a", 40), Numbers("b", 40)], [1, 1]), 80)
     assert [i for source, i in order if source == 0] != [i for source, i in order if source == 1]

@@ -129,6 +129,8 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         self._batches, self._workers = batches, workers
         self._packer = Packer(*batches.packer_arguments)
         self._encoded: Iterator[Sequence | _Unusable] | None = None  # from the document after _pieces on
+        self._waiting: list[tuple[int, int, Sequence]] = []
+        self._pieces: list[Sequence] = []  # of the document at _position
         self.set_state({"step": 0, "next": [0, 0], "waiting": []})
 
     def __next__(self) -> Batch:
@@ -159,7 +161,7 @@ class BatchIterator(grain.DatasetIterator[Batch]):
                 raise ValueError(f"{self._batches.mixture.origin(position)} could be used when the run stopped and now cannot: restore it")
             self._waiting.append((position, piece, pieces[piece]))
         self._position, self._piece = state["next"]
-        self._pieces: list[Sequence] = []  # of the document at _position
+        self._pieces = []
 
     def close(self) -> None:
         """Ends the worker processes."""

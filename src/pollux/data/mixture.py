@@ -2,8 +2,8 @@
 
 Position i of a run is a pure function of (seed, i): any position can be computed alone, so a run continues, or a step is
 replayed, without reading what came before. Shares are exact by counting, not by chance, and a finite source is read once
-per epoch in an order of its own. (grain's `MapDataset.mix` cuts weights to whole percents of the smallest one and has no
-stages, its `shuffle` gives seed s, epoch 1 the order of seed s + 1, epoch 0; so only grain's index permutation is used.)
+per epoch in an order of its own. (grain's `MapDataset.mix` cuts weights to whole percents of the smallest one and knows no
+stages; its `shuffle` gives seed s, epoch 1 the order of seed s + 1, epoch 0, and takes a millisecond an index in a small source.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
-from grain.experimental import index_shuffle
 
 from pollux.content import Document
 from pollux.data.folder import FolderConfig, FolderSource
@@ -132,7 +131,7 @@ class Mixture:
         if length is None:
             return number, taken
         epoch, index = divmod(taken, length)
-        return number, index_shuffle(index, max_index=length - 1, seed=_permutation_seed(self._seed, number, epoch), rounds=4)
+        return number, _permute(index, length, _round_keys(self._seed, number, epoch))
 
     def document(self, position: int) -> Document:
         number, index = self.locate(position)
@@ -185,5 +184,24 @@ def _counts(k: int, shares: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _permutation_seed(seed: int, source: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((seed, source, epoch)).generate_state(1)[0])
+def _round_keys(seed: int, source: int, epoch: int) -> tuple[int, ...]:
+    return tuple(int(key) for key in np.random.SeedSequence((seed, source, epoch)).generate_state(6, np.uint64))
+
+
+def _permute(index: int, length: int, keys: tuple[int, ...]) -> int:
+    """Where a random permutation of range(length) sends an index, without making the permutation.
+
+    A Feistel network, one round a key, permutes the numbers of 2 * half bits, the smallest such range that holds `length`;
+    walking on until the result is below `length` (at most 4 steps on average) leaves a permutation (Black & Rogaway 2002).
+    """
+    half = max(1, ((length - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for key in keys:
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            mixed = ((mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ (mixed >> 32 & mask)
+        index = left << half | right
+        if index < length:
+            return index
