@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import jax
 import tyro
 
-if TYPE_CHECKING:
-    from pollux.model.config import ModelConfig
+from pollux.model import family
+from pollux.model.config import ModelConfig
+from pollux.model.folder import hash_params, load_config, load_params, save
+from pollux.model.params import count, count_by_part, flops_per_token, init, kv_bytes_per_token
 
 
-def model(name: tyro.conf.Positional[str], /, hash: bool = False, random: Path | None = None, context: int | None = None, seed: int = 0) -> None:
+def model(
+    name: tyro.conf.Positional[str],
+    /,
+    hash: tyro.conf.FlagCreatePairsOff[bool] = False,
+    random: Path | None = None,
+    context: int | None = None,
+    seed: int = 0,
+) -> None:
     """Print the parameters by part, the FLOPs of a token and the cache bytes of a token of a model.
 
     Example: pollux model nano-1
+
     Example: pollux model runs/quickstart/model --hash
 
     Args:
@@ -34,8 +44,6 @@ def model(name: tyro.conf.Positional[str], /, hash: bool = False, random: Path |
 
 def describe(config: ModelConfig, context: int | None = None) -> str:
     """The table of `pollux model`: parameters by part, forward FLOPs of a token at `context`, KV-cache bytes of a token in bf16."""
-    from pollux.model.params import count, count_by_part, flops_per_token, kv_bytes_per_token
-
     context = context or config.max_positions
     total = count(config)
     lines = [f"{config.name}: {config.num_layers} layers, width {config.d_model}, {config.vocab_size:,} ids"]
@@ -48,25 +56,14 @@ def describe(config: ModelConfig, context: int | None = None) -> str:
 
 
 def _config(name: str) -> ModelConfig:
-    from pollux.model import family
-    from pollux.model.folder import load_config
-
     return load_config(name)[0] if Path(name).is_dir() else family.model(name)
 
 
 def _print_hash(folder: str) -> None:
-    from pollux.model.folder import hash_params, load_config, load_params
-
     print(hash_params(load_params(folder, load_config(folder)[0])))
 
 
 def _write_random(name: str, folder: Path, seed: int) -> None:
-    import jax
-
-    from pollux.model import family
-    from pollux.model.folder import save
-    from pollux.model.params import count, init
-
     config = family.model(name)
     save(folder, init(config, jax.random.key(seed)), config)
     print(f"{folder}: {config.name} with {count(config):,} random weights and no tokeniser; it gives logits on ids")

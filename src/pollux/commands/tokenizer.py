@@ -7,6 +7,9 @@ from pathlib import Path
 
 import tyro
 
+from pollux.tokens.text import train_bpe
+from pollux.tokens.vocabulary import Vocabulary
+
 
 def train(files: tyro.conf.Positional[tuple[Path, ...]], /, out: Path, vocab_size: int = 8192) -> None:
     """Train a byte-level BPE tokeniser on text files and write OUT/tokenizer.json.
@@ -18,11 +21,9 @@ def train(files: tyro.conf.Positional[tuple[Path, ...]], /, out: Path, vocab_siz
         out: Folder that receives tokenizer.json.
         vocab_size: Number of ids, special tokens and the 256 bytes included.
     """
-    from pollux.tokens.text import train_bpe
-    from pollux.tokens.vocabulary import Vocabulary
-
     paths = _text_files(files)
     vocabulary = Vocabulary(train_bpe(_lines(paths), vocab_size))
+    out.mkdir(parents=True, exist_ok=True)
     vocabulary.save(out)
     print(f"{out / 'tokenizer.json'}: {vocabulary.size} ids from {len(paths)} files")
 

@@ -22,12 +22,21 @@ RATE = 16_000  # Hz of sounds in the page
 FRAMES = 6  # of a film strip
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6675; --line: #dde2ea; --card: #fff; --ground: #f5f7fa; --bar: #3d6fd6; --good: #1b8a4c; --bad: #c23b32; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e7ebf2; --soft: #9aa5b6; --line: #303947; --card: #1b222d; --ground: #12171f; --bar: #6c9bff; --good: #4fc983; --bad: #ff7d72; } }
+:root {
+  color-scheme: light dark;
+  --ink: #1c2430; --soft: #5c6675; --line: #dde2ea; --card: #fff; --ground: #f5f7fa; --bar: #3d6fd6; --good: #1b8a4c; --bad: #c23b32;
+}
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #e7ebf2; --soft: #9aa5b6; --line: #303947; --card: #1b222d; --ground: #12171f; --bar: #6c9bff; --good: #4fc983; --bad: #ff7d72;
+} }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 68rem; padding: 2rem 1.2rem 4rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground) }
-h1 { margin: 0; font-size: 1.7rem } h2 { margin: 2.4rem 0 .8rem; font-size: 1.15rem } p { color: var(--soft); margin: .3rem 0 0 }
+body {
+  margin: 0 auto; max-width: 68rem; padding: 2rem 1.2rem 4rem; font: 16px/1.5 system-ui, sans-serif;
+  color: var(--ink); background: var(--ground);
+}
+h1 { margin: 0; font-size: 1.7rem }
+h2 { margin: 2.4rem 0 .8rem; font-size: 1.15rem }
+p { color: var(--soft); margin: .3rem 0 0 }
 .row { display: grid; grid-template-columns: 13rem 1fr 4rem; gap: .8rem; align-items: center; padding: .22rem 0 }
 .track { position: relative; height: .8rem; border-radius: .4rem; background: var(--line) }
 .fill { height: 100%; border-radius: .4rem; background: var(--bar) }
@@ -72,7 +81,10 @@ def write(folder: Path, report: Mapping[str, Any], bars: Mapping[str, Sequence[B
 def page(report: Mapping[str, Any], bars: Mapping[str, Sequence[Bar]], examples: Sequence[Example]) -> str:
     """The HTML text of a report."""
     minutes = f" trained for {report['minutes']:.1f} minutes" if report.get("minutes") is not None else ""
-    body = ["<h1>What the model learned</h1>", f"<p>{report['parameters']:,} parameters{minutes}; judged on items that training never showed.</p>"]
+    body = [
+        "<h1>What the model learned</h1>",
+        f"<p>{report['parameters']:,} parameters{minutes}; judged on items that training never showed.</p>",
+    ]
     for title, group in bars.items():
         body += [f"<h2>{html.escape(title)}</h2>", *map(_bar, group)]
     body.append("<p>The upright mark is what guessing gets.</p>")
@@ -85,7 +97,9 @@ def page(report: Mapping[str, Any], bars: Mapping[str, Sequence[Bar]], examples:
 
 def _bar(bar: Bar) -> str:
     width, mark = (100 * min(max(share, 0.0), 1.0) for share in (bar.value, bar.chance))
-    track = f'<div class="track"><div class="fill" style="width:{width:.1f}%"></div><div class="chance" style="left:{mark:.1f}%"></div></div>'
+    track = (
+        f'<div class="track"><div class="fill" style="width:{width:.1f}%"></div><div class="chance" style="left:{mark:.1f}%"></div></div>'
+    )
     return f'<div class="row"><div>{html.escape(bar.name)}</div>{track}<div class="value">{bar.value:.3f}</div></div>'
 
 

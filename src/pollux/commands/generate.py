@@ -1,0 +1,49 @@
+"""`pollux generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+import pollux
+from pollux.commands.pictures import save_pictures
+from pollux.commands.settings import SamplingFlags, Settings
+from pollux.content import Audio, Content, Image, Text, Video
+
+Paths = tyro.conf.UseAppendAction[tuple[Path, ...]]
+
+
+def generate(
+    folder: tyro.conf.Positional[Path],
+    prompt: tyro.conf.Positional[str],
+    /,
+    image: Paths = (),
+    audio: Paths = (),
+    video: Paths = (),
+    out: Path = Path("."),
+    sampling: SamplingFlags = Settings(),
+) -> None:
+    """Answer one prompt; media come before the text, drawn pictures are saved and their paths printed.
+
+    Example: pollux generate runs/quickstart/model "what is in the picture?" --image photo.png
+
+    Args:
+        folder: Model folder.
+        prompt: Text of the user's turn.
+        image: Picture file; may be given several times.
+        audio: Sound file; may be given several times.
+        video: Video file; may be given several times.
+        out: Folder for drawn pictures.
+    """
+    media = (*map(Image, image), *map(Audio, audio), *map(Video, video))
+    result = pollux.load(folder).generate(Content("user", (*media, Text(prompt))), **sampling.given())
+    if result.text:
+        print(result.text)
+    for path in save_pictures(result.images, out):
+        print(path)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of `pollux generate`."""
+    tyro.cli(generate, prog="pollux generate", args=arguments)

@@ -1,0 +1,141 @@
+"""Scores of a model on the world: held-out items, each kind of question beside what guessing gets, drawings by an independent judge.
+
+Every figure is exact match of the normalised answer, except speech (word error rate) and drawing (share of requested objects with the
+right cell, colour and shape).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pollux.data.world import COLOURS, EVALUATIONS, SHAPES, Item, World, judge
+from pollux.data.world.scene import CELLS, Scene
+from pollux.evaluate.page import Bar, Example
+from pollux.evaluate.score import normal, word_error_rate
+from pollux.generate.answer import Result
+from pollux.generate.model import Model
+from pollux.model.params import count
+
+TASKS = ("caption", "vqa", "speech", "clip", "draw")  # the default; the rest of EVALUATIONS can be asked for
+NAMES = {"clip": "video", "clip_caption": "video_caption"}  # of a task in a report, where it differs
+ITEMS = 320  # of each task and split: a multiple of the kinds of question times the two phrasings
+EXAMPLES = 8  # of each task on the page
+MARGIN = 8  # tokens beyond what the longest right answer takes
+CHANCE_TO_DRAW = 1 / (len(CELLS) * len(COLOURS) * len(SHAPES))  # of one object placed, coloured and shaped at random
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Judged items of one task: for each item whether each thing that was asked of it is right (one, except objects of a drawing)."""
+
+    cases: Sequence[Item]
+    results: Sequence[Result]
+    rights: Sequence[Sequence[bool]]
+
+    @property
+    def share(self) -> float:
+        """Share of everything asked that is right."""
+        return float(np.mean([right for rights in self.rights for right in rights]))
+
+    def by_kind(self) -> dict[str, Outcome]:
+        """The items of each kind of question, in order of appearance."""
+        items = list(zip(self.cases, self.results, self.rights, strict=True))
+        kinds = dict.fromkeys(case.kind for case in self.cases)
+        return {kind: Outcome(*zip(*(item for item in items if item[0].kind == kind), strict=True)) for kind in kinds}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`report` is plain data for report.json; `bars` (by title) and `examples` are for the page."""
+
+    report: dict[str, Any]
+    bars: dict[str, list[Bar]]
+    examples: list[Example]
+
+
+def evaluate(
+    model: Model, world: World, tasks: Sequence[str] = TASKS, items: int = ITEMS, guidance: float = 1.0, log: Callable[[str], None] = print
+) -> Evaluation:
+    """Score a model on `items` held-out items of each task, and captions also on pairs that training showed.
+
+    Answers are greedy; guidance applies to drawings. `log` receives one line a task. Raises ValueError for an unknown task or a
+    model that cannot do one.
+    """
+    unknown = sorted(set(tasks) - set(EVALUATIONS))
+    if unknown:
+        raise ValueError(f"there is no evaluation task {', '.join(unknown)}; choose from {', '.join(EVALUATIONS)}")
+    chances: dict[str, Any] = {}
+    report: dict[str, Any] = {"parameters": count(model.config), "items": items}
+    overall: list[Bar] = []
+    bars = {"Overall": overall}
+    examples: list[Example] = []
+    for task in tasks:
+        start = time.perf_counter()
+        name = NAMES.get(task, task)
+        outcome = run(model, task, world.items(task, items), guidance)
+        chance = _chance(world, task, outcome)
+        chances[name] = float(np.mean([chance[case.kind] for case in outcome.cases]))
+        figures = {"draw_correct" if task == "draw" else f"{name}_exact": outcome.share}
+        overall.append(Bar(name, outcome.share, chances[name]))
+        by_kind = outcome.by_kind()
+        if len(by_kind) > 1:
+            report[f"{name}_by_type"] = {kind: part.share for kind, part in by_kind.items()}
+            chances[f"{name}_by_type"] = {kind: chance[kind] for kind in by_kind}
+            bars[f"{name} by type"] = [Bar(kind, part.share, chance[kind]) for kind, part in by_kind.items()]
+        if task == "speech":
+            figures["speech_wer"] = _word_error_rate(outcome)
+        if task == "caption":
+            figures["caption_exact_seen"] = run(model, task, world.items(task, items, "seen"), guidance).share
+        report |= figures
+        examples += _examples(name, outcome)
+        log(f"{', '.join(f'{key} {value:.3f}' for key, value in figures.items())} ({time.perf_counter() - start:.0f} s)")
+    return Evaluation(report | {"chance": chances}, bars, examples)
+
+
+def run(model: Model, task: str, cases: Sequence[Item], guidance: float = 1.0) -> Outcome:
+    """Greedy answers to items of one task, judged; an answer may be a little longer than the longest right one."""
+    if model.vocabulary is None:
+        raise ValueError("the model folder has no tokenizer.json, so the model cannot answer")
+    prompts = [case.contents for case in cases]
+    if task != "draw":
+        longest = max(len(model.vocabulary.encode_text(case.answer)) for case in cases)
+        results = model.generate_many(prompts, temperature=0, max_output_tokens=longest + MARGIN)
+        return Outcome(cases, results, [[normal(r.text) == normal(case.answer)] for case, r in zip(cases, results, strict=True)])
+    if model.codec is None:
+        raise ValueError("the model has no image codec, so it cannot draw; leave the task draw out")
+    blank = model.codec.encode(np.zeros((1, *model.codec.size, 3), np.uint8))
+    results = model.generate_many(prompts, temperature=0, guidance=guidance, max_output_tokens=blank.size + MARGIN)
+    return Outcome(cases, results, [_objects_right(case, r) for case, r in zip(cases, results, strict=True)])
+
+
+def _objects_right(case: Item, result: Result) -> list[bool]:
+    """Whether each requested object is right in the first drawing; none is if nothing was drawn."""
+    assert isinstance(case.truth, Scene)
+    if not result.images:
+        return [False] * len(case.truth.things)
+    return [match.right for match in judge(np.asarray(result.images[0]), case.truth.things).matches]
+
+
+def _chance(world: World, task: str, outcome: Outcome) -> dict[str, float]:
+    """What guessing without the media gets, by kind of question."""
+    return dict.fromkeys((case.kind for case in outcome.cases), CHANCE_TO_DRAW) if task == "draw" else world.chance(task)
+
+
+def _word_error_rate(outcome: Outcome) -> float:
+    return word_error_rate([normal(case.answer) for case in outcome.cases], [normal(result.text) for result in outcome.results])
+
+
+def _examples(name: str, outcome: Outcome) -> list[Example]:
+    examples = []
+    for case, result, rights in itertools.islice(zip(outcome.cases, outcome.results, outcome.rights, strict=True), EXAMPLES):
+        prompt = tuple(part for content in case.contents for part in content.parts)
+        drawn = isinstance(case.truth, Scene) and name == "draw"
+        answer = f"{sum(rights)} of {len(rights)} objects right" if drawn else result.text
+        examples.append(Example(name, prompt, "" if drawn else case.answer, answer, all(rights), tuple(result.images)))
+    return examples
