@@ -1,0 +1,141 @@
+"""One frozen config is a whole run: the model, what it reads, how it is optimised, and when to stop.
+
+A recipe is a function that returns a TrainConfig; the loop needs nothing else. Every part validates itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from pollux.data.mixture import DataConfig
+from pollux.model.config import ModelConfig
+from pollux.tokens.config import TokensConfig
+
+ScheduleKind = Literal["constant", "cosine", "inverse_sqrt", "warmup_stable_decay", "relative"]
+OptimizerKind = Literal["adafactor", "adamw", "muon"]
+Compute = Literal["float32", "bfloat16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The factor that multiplies every learning rate; formulas in train/schedule.py.
+
+    "inverse_sqrt" and "relative" give absolute rates (use learning_rate = 1); the others rise to 1 and fall to `floor`.
+    """
+
+    kind: ScheduleKind = "warmup_stable_decay"
+    warmup: int = 50  # steps of linear rise
+    decay: float = 0.4  # warmup_stable_decay: share of the run in the final linear fall
+    floor: float = 0.0  # cosine and warmup_stable_decay end at this factor
+
+    def __post_init__(self):
+        _require(self.kind in get_args(ScheduleKind), f"schedule.kind {self.kind!r} must be one of {', '.join(get_args(ScheduleKind))}")
+        _require(self.warmup >= 0, f"schedule.warmup {self.warmup} must be 0 or more steps")
+        _require(self.kind != "inverse_sqrt" or self.warmup >= 1, "schedule.warmup must be at least 1 step for 'inverse_sqrt'")
+        _require(0 < self.decay <= 1, f"schedule.decay {self.decay} must be a share of the run in (0, 1]")
+        _require(0 <= self.floor <= 1, f"schedule.floor {self.floor} must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """muon: matrices by Muon at `matrix_learning_rate`, the rest by Adam at `learning_rate`; others: all at `learning_rate`."""
+
+    kind: OptimizerKind = "muon"
+    learning_rate: float = 3e-3
+    matrix_learning_rate: float = 1e-2  # muon only; an update has the RMS 0.2 x this, as an Adam update would
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    momentum: float = 0.95  # muon only
+    weight_decay: float = 0.0  # decoupled, times the learning rate, on matrices only
+
+    def __post_init__(self):
+        _require(self.kind in get_args(OptimizerKind), f"optimizer.kind {self.kind!r} must be one of {', '.join(get_args(OptimizerKind))}")
+        for name in ("learning_rate", "matrix_learning_rate", "epsilon"):
+            _require(getattr(self, name) > 0, f"optimizer.{name} {getattr(self, name)} must be positive")
+        for name in ("beta1", "beta2", "momentum"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name} {getattr(self, name)} must be in [0, 1)")
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay {self.weight_decay} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """alpha LM + beta InfoNCE + gamma (z log^2 Z + balance x expert balance)."""
+
+    alpha: float = 1.0
+    beta: float = 0.0  # 0 = pairs are not compared at all
+    gamma: float = 1.0
+    z: float = 1e-4
+    balance: float = 1e-2
+    text: float = 1.0  # weight of a text target in LM
+    draw: float = 1.0  # weight of an image-code target in LM
+
+    def __post_init__(self):
+        for part in dataclasses.fields(self):
+            _require(getattr(self, part.name) >= 0, f"loss.{part.name} {getattr(self, part.name)} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything about one run.
+
+    Give `steps` or `minutes`, not both. With `steps` a run is a function of the config: it repeats and resumes bit for bit. With
+    `minutes` the schedule follows the elapsed share of the time, so the number of steps, and hence the weights, depend on the machine.
+    """
+
+    model: ModelConfig
+    tokens: TokensConfig
+    data: DataConfig
+    vocabulary: str  # folder with tokenizer.json
+    codec: str = ""  # folder of the image codec; "" = the model does not draw
+    rows: int = 8
+    row_length: int = 512
+    targets_per_row: int = 256
+    soft_per_row: dict[str, int] = field(default_factory=dict)  # "image", "audio", "video": soft tokens a row holds
+    pairs_per_row: int = 8  # contrastive pairs compared in one row; further ones are not
+    steps: int = 0
+    minutes: float = 0.0  # from the first batch on, compilation included
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    compute: Compute = "float32"  # activations and products; parameters and optimiser state stay float32
+    accumulation: int = 1  # batches of `rows` rows in one optimiser step
+    clip: float = 1.0  # largest global norm of the gradient; 0 = off
+    ema: float = 0.0  # decay of the averaged weights that are exported; 0 = off
+    divergence: float = 10.0  # stop when the LM loss exceeds this many times ln(vocabulary), what a uniform guess costs
+    workers: int = 0  # processes that read and encode documents; 0 = a thread of this one
+    seed: int = 0
+    log_every: int = 10  # steps
+    checkpoint_every: int = 500  # steps; 0 = only at the end
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        _require(
+            (self.steps > 0) != (self.minutes > 0),
+            f"give steps or minutes, not both or neither (steps {self.steps}, minutes {self.minutes})",
+        )
+        for name in ("rows", "row_length", "targets_per_row", "pairs_per_row", "accumulation", "log_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1")
+        _require(self.targets_per_row <= self.row_length, f"targets_per_row {self.targets_per_row} exceeds row_length {self.row_length}")
+        _require(self.workers >= 0, f"workers {self.workers} must be 0 or more processes")
+        _require(self.checkpoint_every >= 0, f"checkpoint_every {self.checkpoint_every} must be 0 (only at the end) or more steps")
+        _require(self.compute in get_args(Compute), f"compute {self.compute!r} must be 'float32' or 'bfloat16'")
+        _require(0 <= self.ema < 1, f"ema {self.ema} must be in [0, 1)")
+        _require(self.clip >= 0, f"clip {self.clip} must be 0 (off) or positive")
+        _require(self.divergence > 0, f"divergence {self.divergence} must be positive")
+        inputs = {s.name: s.features for s in self.model.soft_inputs}
+        for name in self.soft_per_row:
+            _require(name in inputs, f"soft_per_row names {name!r}, but the model's soft_inputs are {sorted(inputs)}")
+        for name, features in inputs.items():
+            expected = getattr(self.tokens, name).features
+            _require(features == expected, f"model.soft_inputs {name!r} takes {features} features, but tokens.{name} makes {expected}")
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,53 @@
+"""When a run must stop, and what it leaves behind: the batch of the bad step, readable without the data that made it.
+
+The step itself is repeated by resuming: it is a function of the checkpoint, the seed and its number.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pollux.model.folder import tensor_name
+from pollux.tokens.sequence import Batch, Inputs, SoftBatch, Targets
+from pollux.train.config import TrainConfig
+
+BAD_BATCH = "bad_batch.npz"
+
+
+class Diverged(ValueError):
+    """The loss or the gradient left the range of numbers, or the loss is far worse than a uniform guess."""
+
+
+def fault(config: TrainConfig, metrics: dict[str, float]) -> str:
+    """What is wrong with the metrics of a step, in words; "" if nothing is."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics[name]):
+            return f"{name} is {metrics[name]}"
+    limit = config.divergence * math.log(config.model.vocab_size)
+    if metrics["lm"] > limit:
+        return f"the LM loss is {metrics['lm']:.1f}, above {limit:.1f} ({config.divergence:g} times that of a uniform guess)"
+    return ""
+
+
+def save_batch(path: Path, batch: Batch) -> None:
+    """Write the arrays of a batch under their paths, for example "inputs.ids"."""
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    np.savez_compressed(path, **{tensor_name(where).replace("'", ""): np.asarray(leaf) for where, leaf in leaves})
+
+
+def load_batch(path: Path) -> Batch:
+    """Inverse of save_batch."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    soft_names = sorted({name.split(".")[0] for name in part("inputs.soft.")})
+    soft = {name: SoftBatch(**part(f"inputs.soft.{name}.")) for name in soft_names}
+    inputs = {name: array for name, array in part("inputs.").items() if not name.startswith("soft.")}
+    return Batch(Inputs(**inputs, soft=soft), Targets(**part("targets.")))

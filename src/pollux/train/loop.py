@@ -1,0 +1,249 @@
+"""The run: draws batches, dispatches steps, logs, checkpoints, stops well, and leaves a model folder.
+
+Step n is a function of (config, n): parameters start from the seed, batches follow from seed and position, nothing else is random. So a run
+that was killed continues bit for bit from its newest checkpoint. Files under OUT: config.json, metrics.jsonl,
+tensorboard/, checkpoints/, report.html, model/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from pollux.data.batches import Batches
+from pollux.model import folder
+from pollux.tokens.sequence import Batch
+from pollux.tokens.vocabulary import Vocabulary
+from pollux.train import divergence, metrics, schedule
+from pollux.train.checkpoint import Checkpoints
+from pollux.train.config import TrainConfig
+from pollux.train.progress import ProgressLine, peak_flops, step_flops
+from pollux.train.report import Sample, write_report
+from pollux.train.step import initial_state, make_step
+
+if TYPE_CHECKING:
+    from pollux.tokens.codec import Codec
+
+
+def run(config: TrainConfig, out: str | Path, resume: bool = False, samples: Callable[[Path], Sequence[Sample]] | None = None) -> Path:
+    """Train to the end and return the model folder OUT/model.
+
+    resume: continue from the newest checkpoint in `out`, or begin if there is none yet.
+    samples: called with the finished model folder; what it returns is shown in OUT/report.html.
+    Raises ValueError if `out` holds another run, Diverged when the loss does, and KeyboardInterrupt after
+    SIGINT or SIGTERM, when the finished step has been saved.
+    """
+    out = Path(out)
+    use_compilation_cache()
+    out.mkdir(parents=True, exist_ok=True)
+    with closing(Checkpoints(out / "checkpoints", config.keep_checkpoints)) as checkpoints:
+        trainer = _Trainer(config, out, checkpoints, resume)
+        with _stop_signals() as stop_requested, closing(trainer):
+            trainer.train(stop_requested)
+        if not trainer.finished:
+            raise KeyboardInterrupt(f"step {trainer.step} is saved, --resume continues")
+    model = trainer.export()
+    if samples:
+        write_report(out, config, samples(model))
+    return model
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs under $POLLUX_CACHE (default ~/.cache/pollux), so that a second start skips compilation.
+
+    A cache that was chosen through JAX's own settings stays.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        root = Path(os.environ.get("POLLUX_CACHE") or Path.home() / ".cache" / "pollux")
+        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+class _Trainer:
+    """A run between its start (or checkpoint) and its end."""
+
+    def __init__(self, config: TrainConfig, out: Path, checkpoints: Checkpoints, resume: bool):
+        self.config, self.out, self.checkpoints = config, out, checkpoints
+        self.step = checkpoints.latest() or 0
+        if self.step and not resume:
+            raise ValueError(
+                f"{out} already holds a run (checkpoint of step {self.step}): add --resume to continue it, or choose another folder"
+            )
+        self.codec = _load_codec(config)
+        self.vocabulary = Vocabulary.load(config.vocabulary, self.codec.levels if self.codec else ())
+        if self.vocabulary.size > config.model.vocab_size:
+            raise ValueError(f"the vocabulary has {self.vocabulary.size} ids, but model.vocab_size is {config.model.vocab_size}")
+        self.batches = iter(_dataset(config, self.vocabulary, self.codec))
+        progress: dict[str, Any] = {}
+        if self.step:
+            _check_same_run(config, json.loads((out / "config.json").read_text()))
+            self.state, progress = checkpoints.restore(self.step, jax.eval_shape(lambda: initial_state(config)))
+            self.batches.set_state(progress["data"])
+        else:
+            self.state = jax.jit(lambda: initial_state(config))()
+        (out / "config.json").write_text(json.dumps(config.to_json(), indent=1))
+        self.log = metrics.Log(out, self.step)
+        self.window = metrics.Window(progress.get("window"))
+        self.seconds_before = progress.get("seconds", 0.0)
+        self.saved = self.step
+        self.peak = peak_flops(config.compute)
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, earlier parts of a resumed one included."""
+        return self.seconds_before + time.perf_counter() - self.start
+
+    @property
+    def share(self) -> float:
+        """Finished part of the run in [0, 1]."""
+        return min(1.0, self.step / self.config.steps if self.config.steps else self.seconds / (60 * self.config.minutes))
+
+    @property
+    def finished(self) -> bool:
+        return self.share >= 1
+
+    def train(self, stop_requested: threading.Event) -> None:
+        """Steps until the end of the run or a request to stop, then the last checkpoint."""
+        config = self.config
+        step_function = jax.jit(make_step(config), donate_argnums=0)
+        self.start = time.perf_counter()
+        self.logged_at, self.work = self.start, (0.0, 0.0)
+        pending: tuple[int, Batch, dict[str, jax.Array]] | None = None
+        with ProgressLine() as self.line:
+            while not self.finished and not stop_requested.is_set():
+                batch = _stack([next(self.batches) for _ in range(config.accumulation)])
+                factor = np.float32(schedule.factor(config.schedule, self.step + 1, self.share, config.model.d_model))
+                self.state, new = step_function(self.state, batch, factor)
+                self.step += 1
+                if pending is not None:
+                    self._record(*pending)  # one step late, while the device works on this one
+                pending = (self.step, batch, new)
+                if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                    self._record(*pending)
+                    pending = None
+                    self._save()
+            if pending is not None:
+                self._record(*pending)
+        if self.saved != self.step:
+            self._save()
+        self.checkpoints.wait()
+
+    def _record(self, step: int, batch: Batch, device_metrics: dict[str, jax.Array]) -> None:
+        """Read the metrics of a step, stop the run if they are bad, and log them when it is time."""
+        values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        reason = divergence.fault(self.config, values)
+        if reason:
+            divergence.save_batch(self.out / divergence.BAD_BATCH, batch)
+            raise divergence.Diverged(
+                f"step {step}: {reason}; its batch is in {self.out / divergence.BAD_BATCH}; "
+                f"--resume repeats the steps from {self.saved + 1} to {step} bit for bit"
+            )
+        self.window.add(values)
+        tokens, targets = values["tokens"], values["text_targets"] + values["draw_targets"]
+        self.work = (self.work[0] + tokens, self.work[1] + targets)
+        if step % self.config.log_every:
+            return
+        now = time.perf_counter()
+        elapsed, self.logged_at = now - self.logged_at, now
+        line = {"step": step, "seconds": self.seconds, "tokens_per_second": self.work[0] / elapsed}
+        line["flop_utilisation"] = step_flops(self.config.model, *self.work) / elapsed / self.peak
+        line |= self.window.means()
+        self.window, self.work = metrics.Window(), (0.0, 0.0)
+        self.log.write(line)
+        steps_left = self.config.steps - step
+        left = steps_left * self.seconds / step if self.config.steps else 60 * self.config.minutes - self.seconds
+        self.line.show(line, self.share, max(0.0, left))
+
+    def _save(self) -> None:
+        progress = {"data": self.batches.get_state(), "window": self.window.sums, "seconds": self.seconds}
+        self.checkpoints.save(self.step, self.state, progress)
+        self.saved = self.step
+
+    def export(self) -> Path:
+        """Write OUT/model: the averaged parameters if the run keeps them, with vocabulary and codec."""
+        params = self.state.params if self.state.ema is None else self.state.ema
+        model = self.out / "model"
+        folder.save(model, params, self.config.model, self.config.tokens)
+        self.vocabulary.save(model)
+        if self.codec is not None:
+            self.codec.save(model)
+        return model
+
+    def close(self) -> None:
+        self.log.close()
+        self.batches.close()
+        write_report(self.out, self.config)
+
+
+def _load_codec(config: TrainConfig) -> Codec | None:
+    if not config.codec:
+        return None
+    from pollux.tokens.codec import Codec
+
+    return Codec.load(config.codec)
+
+
+def _dataset(config: TrainConfig, vocabulary: Vocabulary, codec: Codec | None) -> Batches:
+    return Batches(
+        config.data,
+        config.tokens,
+        vocabulary,
+        codec,
+        rows=config.rows,
+        row_length=config.row_length,
+        targets_per_row=config.targets_per_row,
+        soft_per_row=config.soft_per_row,
+        seed=config.seed,
+        workers=config.workers,
+    )
+
+
+def _stack(batches: list[Batch]) -> Batch:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def _check_same_run(config: TrainConfig, before: dict[str, Any]) -> None:
+    """A checkpoint fits only the parameters and optimiser state that it was made with."""
+    now = json.loads(json.dumps(config.to_json()))
+    for name, old, new in (
+        ("model", before["model"], now["model"]),
+        ("optimizer.kind", before["optimizer"]["kind"], now["optimizer"]["kind"]),
+        ("ema (on or off)", before["ema"] > 0, now["ema"] > 0),
+    ):
+        if old != new:
+            raise ValueError(f"--resume needs the {name} that the run began with")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; a second signal acts as usual. Only the main thread can listen."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def request(number: int, frame: Any) -> None:
+        requested.set()
+        restore()
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield requested
+    finally:
+        restore()

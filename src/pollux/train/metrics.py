@@ -1,0 +1,61 @@
+"""What a run writes down: means over the logged interval as JSON lines and TensorBoard scalars.
+
+The running sums travel with the checkpoint, so that a resumed run writes the very lines of an undisturbed one (times excepted).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FILE = "metrics.jsonl"
+TIMES = ("seconds", "tokens_per_second", "flop_utilisation")  # what a line says about the machine rather than the run
+
+
+class Window:
+    """Sums of metrics since the last logged step. A modality's loss counts in the steps that have targets of it."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None):
+        self.sums: dict[str, list[float]] = {} if sums is None else sums  # name -> [sum, steps]
+
+    def add(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if metrics.get(f"{name}_targets", 1) > 0 and (name != "align" or metrics["pairs"] > 0):
+                entry = self.sums.setdefault(name, [0.0, 0])
+                entry[0] += value
+                entry[1] += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: total / steps for name, (total, steps) in self.sums.items()}
+
+
+class Log:
+    """OUT/metrics.jsonl and OUT/tensorboard; begins after `step`, and forgets later lines of a run that was killed."""
+
+    def __init__(self, out: Path, step: int):
+        from tensorboardX import SummaryWriter  # here, because it is slow to import
+
+        self._path = out / FILE
+        lines = [line for line in read(out) if line["step"] <= step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self._file = self._path.open("a", buffering=1)
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "step":
+                self._board.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run so far; a last line that was cut off while it was written is not one."""
+    path = out / FILE
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

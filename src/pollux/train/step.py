@@ -1,0 +1,92 @@
+"""One optimiser step as one jitted function: gradients over accumulated batches, clipping, the update, the averaged weights.
+
+The state is donated and the metrics stay on the device, so that dispatching a step never waits for the one before.
+
+Shapes: A accumulated batches, each with B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pollux.model import params as model_params
+from pollux.model.params import Params
+from pollux.tokens.sequence import Batch
+from pollux.train import objective, optimizer
+from pollux.train.config import TrainConfig
+from pollux.train.objective import Metrics
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """All that changes during a run, except the position in the data."""
+
+    step: jax.Array  # int32 scalar, finished optimiser steps
+    params: Params
+    optimizer: Any
+    ema: Params | None  # averaged parameters; None when the config has ema = 0
+
+
+def initial_state(config: TrainConfig, params: Params | None = None) -> State:
+    """The state before the first step: fresh parameters from the seed, or the given ones (fine-tuning)."""
+    if params is None:
+        params = model_params.init(config.model, jax.random.key(config.seed))
+    ema = jax.tree.map(jnp.copy, params) if config.ema else None
+    return State(jnp.zeros((), jnp.int32), params, optimizer.build(config.optimizer, config.model).init(params), ema)
+
+
+def make_step(config: TrainConfig) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
+    """step(state, batch, factor) -> (state, metrics), to be jitted with the state donated.
+
+    batch: leaves [A, B, ...]. factor: float32 scalar that multiplies the learning rates (train/schedule.py).
+    Metrics are float32 scalars: those of objective.loss, grad_norm (before clipping), rate_factor (the argument `factor`) and
+    tokens (positions that are not padding).
+    """
+    transformation = optimizer.build(config.optimizer, config.model)
+
+    def step(state: State, batch: Batch, factor: jax.Array) -> tuple[State, Metrics]:
+        grads, metrics = _gradient(state.params, config, batch)
+        with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(grads)
+            if config.clip:
+                scale = jnp.minimum(1.0, config.clip / jnp.maximum(norm, 1e-12))
+                grads = jax.tree.map(lambda g: g * scale, grads)
+            updates, optimizer_state = transformation.update(grads, state.optimizer, state.params)
+            params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
+            ema = state.ema
+            if config.ema:
+                decay = ema_decay(config.ema, state.step)
+                ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+        tokens = jnp.sum(batch.inputs.segment > 0).astype(jnp.float32)
+        metrics |= {"grad_norm": norm, "rate_factor": factor, "tokens": tokens}
+        return State(state.step + 1, params, optimizer_state, ema), metrics
+
+    return step
+
+
+def ema_decay(decay: float, step: jax.Array) -> jax.Array:
+    """min(decay, (1 + t) / (10 + t)) after t finished steps: a short run is not held back by its random start."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def _gradient(params: Params, config: TrainConfig, batch: Batch) -> tuple[Params, Metrics]:
+    """Gradient and metrics of the objective over all A batches, as if they were one."""
+    value_and_grad = jax.value_and_grad(objective.loss, has_aux=True)
+    total = objective.totals(config.loss, batch.targets, config.accumulation)
+    if config.accumulation == 1:
+        (_, metrics), grads = value_and_grad(params, config, jax.tree.map(lambda x: x[0], batch), total)
+        return grads, metrics
+
+    def add(sums: Params, one: Batch):
+        (_, metrics), grads = value_and_grad(params, config, one, total)
+        return jax.tree.map(jnp.add, sums, grads), metrics
+
+    grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), batch)
+    return grads, jax.tree.map(lambda x: jnp.sum(x, 0), metrics)

@@ -1,0 +1,56 @@
+"""A complete run on a small folder of text, as a function of that folder; executed as a program it trains (`python short_run.py HOME OUT [resume]`)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jax
+from random_batch import small_model
+
+from pollux.data.mixture import DataConfig, SourceConfig
+from pollux.model.folder import hash_params, load_params
+from pollux.tokens.config import TokensConfig
+from pollux.tokens.text import train_bpe
+from pollux.tokens.vocabulary import Vocabulary
+from pollux.train import loop
+from pollux.train.config import TrainConfig
+
+VOCABULARY = 300
+
+
+def prepare(home: Path) -> None:
+    """Write the texts and the vocabulary of the run."""
+    texts = [f"Number {i} comes before {i + 1}, and {i * i} is its square." for i in range(60)]
+    (home / "texts").mkdir()
+    for i, text in enumerate(texts):
+        (home / "texts" / f"{i}.txt").write_text(text)
+    Vocabulary(train_bpe(iter(texts), VOCABULARY)).save(home)
+
+
+def config(home: Path, **changes) -> TrainConfig:
+    options = dict(
+        model=small_model(vocab_size=VOCABULARY + 64, soft_inputs=()),
+        tokens=TokensConfig(),
+        data=DataConfig((SourceConfig("folder", path=str(home / "texts")),)),
+        vocabulary=str(home),
+        rows=2,
+        row_length=64,
+        targets_per_row=64,
+        steps=12,
+        ema=0.9,
+        log_every=2,
+        checkpoint_every=3,
+    )
+    return TrainConfig(**(options | changes))
+
+
+def hash_of(model: Path, config: TrainConfig) -> str:
+    return hash_params(load_params(model, config.model))
+
+
+if __name__ == "__main__":
+    home, out, *rest = sys.argv[1:]
+    run_config = config(Path(home))
+    assert jax.default_backend() == "cpu"
+    print(hash_of(loop.run(run_config, out, resume="resume" in rest), run_config))
