@@ -121,6 +121,13 @@ def test_set_state_also_goes_back(folder, vocabulary):
     batches.close()
 
 
+def test_a_run_does_not_continue_on_a_folder_that_has_changed(folder, vocabulary):
+    state = iter(build(folder, vocabulary, prefetch=0)).get_state()
+    (folder / "new.md").write_text("one more")
+    with pytest.raises(ValueError, match=r"had \[34\] documents .* have \[35\] now"):
+        iter(build(folder, vocabulary, prefetch=0)).set_state(state)
+
+
 def test_a_logged_step_can_be_replayed(folder, vocabulary, tmp_path):
     data, log = build(folder, vocabulary, mixed(folder)), tmp_path / "batches.log"
     batches = iter(data)

@@ -95,15 +95,16 @@ class Batches(grain.IterDataset[Batch]):
         targets_per_row: int,
         soft_per_row: Mapping[str, int],
         seed: int = 0,
-        limits: Limits | None = None,
+        limits: Limits = Limits(),
         prefetch: int = 2,
         workers: int = 0,
     ):
         super().__init__()
-        self.data, self.seed, self.vocabulary, self.prefetch, self.workers = data, seed, vocabulary, prefetch, workers
         self.mixture = open_mixture(data, seed)
-        self.encoder = _Encoder(self.mixture, vocabulary, tokens, codec, limits or Limits(), data.prompt_dropout, seed)
+        self.encoder = _Encoder(self.mixture, vocabulary, tokens, codec, limits, data.prompt_dropout, seed)
+        self.input_corruption = data.input_corruption
         self.packer_arguments = (rows, row_length, targets_per_row, soft_per_row, tokens)
+        self.prefetch, self.workers = prefetch, workers
         self.left_out: dict[str, str] = {}
 
     def __iter__(self) -> grain.DatasetIterator[Batch]:
@@ -121,7 +122,7 @@ class BatchIterator(grain.DatasetIterator[Batch]):
     """Fills batch after batch, without a thread of its own.
 
     The state: "step", the number of the next batch; "next", [position, piece] of the first sequence not yet read, where a long text
-    is several pieces; "waiting", the same of those that were read but found no room.
+    is several pieces; "waiting", the same of those that were read but found no room; "lengths", the sizes of the sources.
     """
 
     def __init__(self, batches: Batches, workers: int):
@@ -129,9 +130,10 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         self._batches, self._workers = batches, workers
         self._packer = Packer(*batches.packer_arguments)
         self._encoded: Iterator[Sequence | _Unusable] | None = None  # from the document after _pieces on
+        self._processes: grain.DatasetIterator | None = None  # the same object as _encoded, if processes make it
         self._waiting: list[tuple[int, int, Sequence]] = []
         self._pieces: list[Sequence] = []  # of the document at _position
-        self.set_state({"step": 0, "next": [0, 0], "waiting": []})
+        self._step = self._position = self._piece = 0
 
     def __next__(self) -> Batch:
         before, self._waiting = self._waiting, []
@@ -139,19 +141,24 @@ class BatchIterator(grain.DatasetIterator[Batch]):
             self._add(*entry)
         while len(self._waiting) < LOOK_AHEAD:
             self._add(*self._read())
-        batch, data = self._packer.take(), self._batches.data
-        if data.input_corruption:
-            generator = np.random.default_rng((self._batches.seed, _INPUTS, self._step))
-            batch = corrupt_inputs(batch, data.input_corruption, self._batches.vocabulary, generator)
+        batch = self._packer.take()
+        if self._batches.input_corruption:
+            generator = np.random.default_rng((self._batches.encoder.seed, _INPUTS, self._step))
+            batch = corrupt_inputs(batch, self._batches.input_corruption, self._batches.encoder.vocabulary, generator)
         self._step += 1
         return batch
 
     def get_state(self) -> dict[str, Any]:
         waiting = [[position, piece] for position, piece, _ in self._waiting]
-        return {"step": self._step, "next": [self._position, self._piece], "waiting": waiting}
+        return {"step": self._step, "next": [self._position, self._piece], "waiting": waiting, "lengths": self._lengths()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state. Reads the waiting documents again; raises ValueError if one of them is gone."""
+        """Continues from a state. Reads the waiting documents again; raises ValueError if the sources have changed since then."""
+        if state["lengths"] != self._lengths():
+            raise ValueError(
+                f"the sources had {state['lengths']} documents when the run stopped and have {self._lengths()} now, so that its order is"
+                " lost: restore the files or start a new run"
+            )
         self._close_encoded()
         self._step = state["step"]
         self._waiting = []
@@ -167,6 +174,9 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         """Ends the worker processes."""
         self._close_encoded()
         super().close()
+
+    def _lengths(self) -> list[int | None]:
+        return [source.length for source in self._batches.mixture.sources]
 
     def _add(self, position: int, piece: int, sequence: Sequence) -> None:
         if not self._packer.add(sequence):
@@ -197,7 +207,9 @@ class BatchIterator(grain.DatasetIterator[Batch]):
             flags.FLAGS.mark_as_parsed()  # grain's processes ask for command-line flags, which pollux does not have
         one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         documents = _EncodedDataset(self._batches.encoder).slice(slice(start, None)).to_iter_dataset(one_thread)
-        return iter(documents.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=8)))
+        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=8)
+        self._processes = iter(documents.mp_prefetch(options))
+        return self._processes
 
     def _usable(self, position: int, encoded: Sequence | _Unusable) -> list[Sequence]:
         """The pieces of a document, none if it is left out. Raises ValueError if it cannot be used and the policy is to stop."""
@@ -213,9 +225,9 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         return []
 
     def _close_encoded(self) -> None:
-        if isinstance(self._encoded, grain.DatasetIterator):
-            self._encoded.close()
-        self._encoded = None
+        if self._processes is not None:
+            self._processes.close()
+        self._encoded = self._processes = None
 
 
 def log_state(file: Path, state: dict[str, Any]) -> None:

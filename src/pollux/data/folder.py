@@ -85,9 +85,9 @@ class FolderSource:
     Raises ValueError if the folder is missing or holds no documents. `left_out` maps each file that gives none to the reason.
     """
 
-    def __init__(self, path: str | Path, config: FolderConfig | None = None, split: Literal["train", "held_out"] = "train"):
+    def __init__(self, path: str | Path, config: FolderConfig = FolderConfig(), split: Literal["train", "held_out"] = "train"):
         self.path = Path(path)
-        self.config = config or FolderConfig()
+        self.config = config
         self.left_out: dict[str, str] = {}
         if not self.path.is_dir():
             raise ValueError(f"{self.path} is not a folder; a folder source needs the path of one")

@@ -147,11 +147,13 @@ class Mixture:
 
 
 def open_mixture(config: DataConfig, seed: int) -> Mixture:
-    """Opens every source of a config. Raises ValueError if a folder is missing or has no documents."""
-    sources: list[Source] = []
-    world = World(config.world) if any(source.kind == "world" for source in config.sources) else None
-    for source in config.sources:
-        sources.append(FolderSource(source.path, config.folder) if world is None or source.path else WorldSource(world, source.task))
+    """Opens every source of a config and synthesises the speech it needs. Raises ValueError if a folder is missing or empty."""
+    if any(source.task in ("speech", "spoken_question") for source in config.sources):
+        World(config.world).prepare_speech()  # of a World of its own: the one below goes to worker processes without the samples
+    world = World(config.world)
+    sources: list[Source] = [
+        WorldSource(world, source.task) if source.kind == "world" else FolderSource(source.path, config.folder) for source in config.sources
+    ]
     return Mixture(sources, [source.weight for source in config.sources], config.stages, seed)
 
 
