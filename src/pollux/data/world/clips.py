@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pollux.data.world.grammar import Exchange, phrase, refer
+from pollux.data.world.noise import normal
 from pollux.data.world.render import add_noise, background, paint
 from pollux.data.world.scene import GRID, Scene, SceneConfig, Thing, make_scene, place_thing, sample_pairs
 from pollux.media import VideoArray
@@ -96,13 +97,13 @@ def render_clip(clip: Clip) -> VideoArray:
     for index in range(FRAMES):
         frames[index] = ground
         for number, thing in enumerate(clip.order):
-            paint(frames[index], _at_frame(clip, number, thing, index))
+            paint(frames[index], at_frame(clip, number, thing, index))
     pixels = add_noise(frames, clip.scene.noise, clip.scene.noise_seed)
     times = np.arange(FRAMES) / FPS
     return VideoArray(pixels, times, render_sound(clip), RATE) if clip.sound else VideoArray(pixels, times)
 
 
-def _at_frame(clip: Clip, number: int, thing: Thing, index: int) -> Thing:
+def at_frame(clip: Clip, number: int, thing: Thing, index: int) -> Thing:
     """The mover `number` as it stands in frame `index`."""
     done = min(max(index - clip.start - number * STEPS, 0), STEPS) / STEPS * clip.scene.canvas / GRID
     dx, dy = DIRECTIONS[clip.directions[number]]
@@ -112,14 +113,14 @@ def _at_frame(clip: Clip, number: int, thing: Thing, index: int) -> Thing:
 def render_sound(clip: Clip) -> np.ndarray:
     """A high tone or a low rumble during one of the moves, over faint noise: float32 [n] in [-1, 1] at 16 kHz."""
     rng = np.random.default_rng(clip.scene.noise_seed)
-    samples = 0.003 * rng.standard_normal(round(FRAMES / FPS * RATE), dtype=np.float32)
+    samples = 0.003 * normal((round(FRAMES / FPS * RATE),), clip.scene.noise_seed)
     first = round((clip.start + clip.sound_move * STEPS) / FPS * RATE)
     length = round(STEPS / FPS * RATE)
     if clip.sound == "high tone":
         pitch = rng.uniform(1500, 2500)  # Hz
-        wave = np.sin(2 * np.pi * pitch * np.arange(length) / RATE)
+        wave = np.sin(2 * np.pi * pitch / RATE * np.arange(length, dtype=np.float32))
     else:
-        spectrum = np.fft.rfft(rng.standard_normal(length))
+        spectrum = np.fft.rfft(rng.standard_normal(length, dtype=np.float32))
         spectrum[np.fft.rfftfreq(length, 1 / RATE) > rng.uniform(200, 400)] = 0
         wave = np.fft.irfft(spectrum, length)
         wave *= np.sqrt(0.5 / np.mean(wave**2))

@@ -6,10 +6,14 @@ A picture costs a fraction of a millisecond, because it is painted inside the tr
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
+from pollux.data.world.noise import normal
 from pollux.data.world.scene import COLOURS, Scene, Thing
+
+_RGB = {name: np.array(rgb, np.float32) for name, rgb in COLOURS.items()}
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -35,12 +39,12 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndar
 
 def _folded(x: np.ndarray, y: np.ndarray, points: int, outer: float, inner: float) -> np.ndarray:
     """Distance to a polygon whose corners lie at radius `outer` (up first) and, between them, at radius `inner`."""
-    half = np.pi / points
+    half = math.pi / points
     angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     rho = np.hypot(x, y)
     u, v = rho * np.cos(angle), rho * np.sin(angle)
-    normal_u, normal_v = inner * np.sin(half), outer - inner * np.cos(half)
-    return ((u - outer) * normal_u + v * normal_v) / np.hypot(normal_u, normal_v)
+    normal_u, normal_v = inner * math.sin(half), outer - inner * math.cos(half)
+    return ((u - outer) * normal_u + v * normal_v) / math.hypot(normal_u, normal_v)
 
 
 @functools.lru_cache(maxsize=8)
@@ -53,8 +57,8 @@ def background(scene: Scene) -> np.ndarray:
     """The gradient alone, float32 [H, W, 3] in 0..255."""
     x, y = _axes(scene.canvas)
     half = scene.canvas / 2
-    along = ((x - half) * np.cos(scene.direction) + (y - half) * np.sin(scene.direction)) / scene.canvas
-    share = np.clip(along * 0.9 + 0.5, 0, 1).astype(np.float32)[..., None]
+    along = ((x - half) * math.cos(scene.direction) + (y - half) * math.sin(scene.direction)) / scene.canvas
+    share = np.clip(along * 0.9 + 0.5, 0, 1)[..., None]
     first, second = np.asarray(scene.background, np.float32)
     return first + share * (second - first)
 
@@ -67,11 +71,11 @@ def paint(image: np.ndarray, thing: Thing) -> None:
     top, bottom = max(0, int(thing.y - reach)), min(canvas, int(thing.y + reach) + 1)
     axis_x, axis_y = _axes(canvas)
     x, y = axis_x[:, left:right] - thing.x, axis_y[top:bottom] - thing.y
-    cos, sin = np.cos(np.radians(thing.angle)), np.sin(np.radians(thing.angle))
+    cos, sin = math.cos(math.radians(thing.angle)), math.sin(math.radians(thing.angle))
     signed = distance(thing.shape, cos * x + sin * y, cos * y - sin * x, thing.radius)
     cover = np.clip(0.5 - signed, 0, 1)[..., None]
     box = image[top:bottom, left:right]
-    box += cover * (np.asarray(COLOURS[thing.colour]) * thing.brightness - box)
+    box += cover * (_RGB[thing.colour] * thing.brightness - box)
 
 
 def render(scene: Scene) -> np.ndarray:
@@ -84,5 +88,4 @@ def render(scene: Scene) -> np.ndarray:
 
 def add_noise(image: np.ndarray, deviation: float, seed: int) -> np.ndarray:
     """Round a float image [..., 3] in 0..255 to uint8 after adding Gaussian noise of this deviation."""
-    noise = np.random.Generator(np.random.SFC64(seed)).standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image + deviation * noise + 0.5, 0, 255).astype(np.uint8)
+    return np.clip(image + deviation * normal(image.shape, seed) + 0.5, 0, 255).astype(np.uint8)

@@ -127,27 +127,27 @@ def place_thing(rng: np.random.Generator, config: SceneConfig, pair: tuple[str, 
     unit = config.canvas / CANVAS
     size = SIZES[rng.integers(2)]
     low, high = RADII[size]
-    u = rng.random(5)
-    centre = (np.array([cell % GRID, cell // GRID]) + 0.5) * (config.canvas / GRID) + (2 * u[:2] - 1) * config.jitter * unit
+    u = rng.random(5).tolist()
+    shift_x, shift_y = ((2 * v - 1) * config.jitter * unit for v in u[:2])
     return Thing(
         colour=pair[0],
         shape=pair[1],
         size=size,
         cell=cell,
-        x=float(centre[0]),
-        y=float(centre[1]),
-        radius=float(low + (high - low) * u[2]) * unit,
-        angle=float(2 * u[3] - 1) * config.rotation,
-        brightness=float(0.9 + 0.15 * u[4]),
+        x=(cell % GRID + 0.5) * config.canvas / GRID + shift_x,
+        y=(cell // GRID + 0.5) * config.canvas / GRID + shift_y,
+        radius=(low + (high - low) * u[2]) * unit,
+        angle=(2 * u[3] - 1) * config.rotation,
+        brightness=0.9 + 0.15 * u[4],
     )
 
 
 def sample_background(rng: np.random.Generator, contrast: float) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Two dim, muted colours of random hue; `contrast` 0 makes them equal."""
-    ends = [np.array(colorsys.hsv_to_rgb(h, 0.15 + 0.3 * s, 0.12 + 0.26 * v)) * 255 for h, s, v in rng.random((2, 3))]
-    middle = (ends[0] + ends[1]) / 2
-    first, second = (tuple(map(float, middle + contrast * (e - middle))) for e in ends)
-    return first, second  # type: ignore[return-value]
+    ends = [colorsys.hsv_to_rgb(h, 0.15 + 0.3 * s, 0.12 + 0.26 * v) for h, s, v in rng.random((2, 3)).tolist()]
+    middle = [(a + b) / 2 for a, b in zip(*ends, strict=True)]
+    first, second = ([255 * (m + contrast * (e - m)) for e, m in zip(end, middle, strict=True)] for end in ends)
+    return (first[0], first[1], first[2]), (second[0], second[1], second[2])
 
 
 def sample_scene(rng: np.random.Generator, config: SceneConfig, held_out: bool) -> Scene:

@@ -7,20 +7,23 @@ Clips are float32 [n] in [-1, 1] at 16 kHz.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import json
+import math
 import multiprocessing
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soxr
 
+from pollux.data.world.noise import normal
 from pollux.data.world.scene import COLOURS, HELD_OUT, SHAPES, SIZES
 
 RATE = 16_000  # Hz
@@ -69,9 +72,15 @@ def sample_utterance(rng: np.random.Generator, text: str, held_out: bool) -> Utt
     return Utterance(text, names[rng.integers(len(names))], int(rng.integers(165, 216)), int(rng.integers(35, 66)))
 
 
-@functools.cache
-def _library() -> tuple[ctypes.CDLL, int, list[np.ndarray], Any]:
-    """The loaded library, its sampling rate, the list that its callback appends sound to, and the callback (kept alive)."""
+@contextlib.contextmanager
+def _library() -> Iterator[tuple[ctypes.CDLL, int, list[np.ndarray]]]:
+    """espeak-ng loaded anew, its sampling rate, and the list that its callback appends pieces of sound to.
+
+    It is unloaded again after every sentence (1 ms), because its pitch flutter and random state survive even its own
+    termination: without that, a clip would depend on the clips made before it.
+    """
+    import _ctypes
+
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -79,6 +88,7 @@ def _library() -> tuple[ctypes.CDLL, int, list[np.ndarray], Any]:
     rate = library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), 0)
     if rate <= 0:
         raise RuntimeError(f"espeak-ng could not start with its data at {data}; its path may be too long (160 characters)")
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     pieces: list[np.ndarray] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int16), ctypes.c_int, ctypes.c_void_p)
@@ -88,22 +98,26 @@ def _library() -> tuple[ctypes.CDLL, int, list[np.ndarray], Any]:
         return 0
 
     library.espeak_SetSynthCallback(receive)
-    return library, rate, pieces, receive
+    try:
+        yield library, rate, pieces
+    finally:
+        library.espeak_Terminate()
+        unload = getattr(_ctypes, "FreeLibrary" if os.name == "nt" else "dlclose")
+        unload(library._handle)
 
 
 def speak(utterance: Utterance) -> np.ndarray:
     """Synthesise one sentence: float32 [n] at 16 kHz, peak 0.7, silence at both ends cut off.
 
-    Raises ValueError when espeak-ng does not know the voice. Not thread safe (espeak-ng is not).
+    The same utterance always gives the same samples. Raises ValueError when espeak-ng does not know the voice. Not thread safe.
     """
-    library, rate, pieces, _ = _library()
-    if library.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
-        raise ValueError(f"espeak-ng has no voice {utterance.voice!r}")
-    library.espeak_SetParameter(_SPEED, utterance.speed, 0)
-    library.espeak_SetParameter(_PITCH, utterance.pitch, 0)
-    text = utterance.text.encode() + b"\0"
-    pieces.clear()
-    library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, _UTF8, None, None)
+    with _library() as (library, rate, pieces):
+        if library.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {utterance.voice!r}")
+        library.espeak_SetParameter(_SPEED, utterance.speed, 0)
+        library.espeak_SetParameter(_PITCH, utterance.pitch, 0)
+        text = utterance.text.encode() + b"\0"
+        library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, _UTF8, None, None)
     samples = soxr.resample(np.concatenate(pieces).astype(np.float32), rate, RATE)
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
     samples = samples[loud[0] : loud[-1] + 1]
@@ -161,7 +175,7 @@ def vary(rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:
     """One use of a clip: gain -6..+2 dB, up to 80 ms of silence before and after, white noise at 15-30 dB below the speech."""
     before, after = rng.integers(0, RATE * 80 // 1000, 2)
     gain = 10 ** (rng.uniform(-6, 2) / 20)
-    level = gain * float(np.sqrt(np.mean(clip**2))) * 10 ** (-rng.uniform(15, 30) / 20)
-    varied = np.float32(level) * rng.standard_normal(before + len(clip) + after, dtype=np.float32)
-    varied[before : before + len(clip)] += np.float32(gain) * clip
+    level = gain * math.sqrt(np.mean(clip**2)) * 10 ** (-rng.uniform(15, 30) / 20)
+    varied = level * normal((int(before + len(clip) + after),), int(rng.integers(2**31)))
+    varied[before : before + len(clip)] += gain * clip
     return np.clip(varied, -1, 1)

@@ -1,0 +1,99 @@
+"""Speech of the world: voices, phrases, the pool and its uses."""
+
+from pathlib import Path
+
+import espeakng_loader
+import numpy as np
+import pytest
+
+from pollux.data.world import speech
+from pollux.data.world.scene import COLOURS, HELD_OUT, SHAPES
+
+
+def test_voices_of_training_and_evaluation_share_no_timbre_and_all_exist():
+    train, unseen = ({v.split("+")[1] for v in speech.voices(held_out)} for held_out in (False, True))
+    assert not train & unseen and len(train) == 32 and len(unseen) == 10
+    assert train | unseen <= {p.name for p in (Path(espeakng_loader.get_data_path()) / "voices" / "!v").iterdir()}
+
+
+def test_phrases_have_five_words_and_held_out_pairs_are_never_in_training():
+    for held_out in (False, True):
+        for phrase in speech.phrases(held_out):
+            words = phrase.split()
+            colour = next(w for w in words if w in COLOURS)
+            shape = next(s for s in SHAPES if any(w in (s, s + "s", s + "es") for w in words))
+            assert len(words) == 5 and ((colour, shape) in HELD_OUT) == held_out
+    assert len({w for h in (False, True) for p in speech.phrases(h) for w in p.split()}) == 45
+
+
+def test_speech_is_audible_trimmed_and_follows_voice_and_speed():
+    text = "seven small green rings here"
+    slow, fast, other = (
+        speech.speak(speech.Utterance(text, v, s, 50)) for v, s in (("en-us+m1", 160), ("en-us+m1", 220), ("en-us+f1", 160))
+    )
+    assert slow.dtype == np.float32 and np.abs(slow).max() == pytest.approx(0.7, abs=1e-3)
+    assert 1.2 < len(slow) / 16_000 < 2.5 and len(fast) < 0.85 * len(slow)
+    assert pitch(other) > 1.4 * pitch(slow)
+    assert all(np.abs(edge).max() > 0.005 for edge in (slow[:50], slow[-50:]))
+    assert 0.03 < np.sqrt(np.mean(slow**2)) < 0.4
+
+
+def pitch(samples):
+    """Median pitch in Hz by autocorrelation of half-second pieces."""
+    values = []
+    for start in range(0, len(samples) - 8000, 4000):
+        piece = samples[start : start + 4000]
+        correlation = np.correlate(piece, piece, "full")[len(piece) - 1 :]
+        values.append(16_000 / (45 + correlation[45:250].argmax()))
+    return np.median(values)
+
+
+def test_every_voice_speaks():
+    clips = [speech.speak(speech.Utterance("push the ring up here", v, 180, 50)) for h in (False, True) for v in speech.voices(h)]
+    assert all(0.6 < len(c) / 16_000 < 2.5 and np.sqrt(np.mean(c**2)) > 0.03 for c in clips)
+    assert len({c[:4000].tobytes() for c in clips}) == len(clips)
+
+
+def test_an_unknown_voice_is_refused_by_name():
+    with pytest.raises(ValueError, match="no voice 'nobody at all'"):
+        speech.speak(speech.Utterance("hello", "nobody at all", 180, 50))
+
+
+def test_a_sentence_sounds_the_same_whatever_was_said_before():
+    first, second = (speech.Utterance("put the red ring left", v, 180, 50) for v in ("en-us+m1", "en+f1"))
+    alone = speech.speak(first)
+    speech.speak(second)
+    assert np.array_equal(speech.speak(first), alone)
+
+
+def test_a_pool_is_the_same_from_memory_from_disk_and_anew(tmp_path):
+    rng = np.random.default_rng(0)
+    utterances = tuple(speech.sample_utterance(rng, text, False) for text in speech.phrases(False)[:5])
+    made = speech.SpeechPool(utterances, tmp_path / "a", workers=1)
+    read = speech.SpeechPool(utterances, tmp_path / "a", workers=1)
+    anew = speech.SpeechPool(utterances, tmp_path / "b", workers=1)
+    assert len(made) == 5 and len(list((tmp_path / "a").iterdir())) == 2
+    for i, utterance in enumerate(utterances):
+        assert np.array_equal(made.clip(i), read.clip(i)) and np.array_equal(made.clip(i), anew.clip(i))
+        assert np.abs(made.clip(i) - speech.speak(utterance)).max() < 1e-4
+
+
+def test_each_use_of_a_clip_differs_and_keeps_noise_15_to_30_decibels_down():
+    clip = speech.speak(speech.Utterance("put the red ring left", "en-us+m1", 180, 50))
+    rng = np.random.default_rng(0)
+    uses = [speech.vary(rng, clip) for _ in range(30)]
+    assert len({len(u) for u in uses}) > 20 and all(0 <= len(u) - len(clip) <= 2 * 1280 for u in uses)
+    for use in uses:
+        shift = np.correlate(use, clip, "valid").argmax()
+        aligned = use[shift : shift + len(clip)]
+        gain = aligned @ clip / (clip @ clip)
+        ratio = 10 * np.log10(np.mean((gain * clip) ** 2) / np.mean((aligned - gain * clip) ** 2))
+        assert 0.45 < gain < 1.3 and 14 < ratio < 31
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_pool_as_one(tmp_path):
+    rng = np.random.default_rng(0)
+    utterances = tuple(speech.sample_utterance(rng, text, False) for text in speech.phrases(False)[:220])
+    one, two = (speech.SpeechPool(utterances, tmp_path / str(n), workers=n) for n in (1, 2))
+    assert all(np.array_equal(one.clip(i), two.clip(i)) for i in range(len(utterances)))
