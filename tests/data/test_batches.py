@@ -171,12 +171,13 @@ def test_a_bad_file_ends_the_run_with_its_name_if_so_asked(folder, vocabulary, p
             next(batches)
 
 
-def test_a_bad_file_is_left_out_and_listed_and_the_rest_is_there(folder, vocabulary):
+def test_a_bad_file_is_left_out_and_listed_and_the_rest_is_there(folder, vocabulary, caplog):
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])
     data = build(folder, vocabulary, bad(folder, "skip"), prefetch=0)
     batches = iter(data)
     text = "".join(vocabulary.decode(ids) for _ in range(10) for ids in segments(next(batches)))
     assert list(data.left_out) == [str(folder / "3.png")] and "3.png" in data.left_out[str(folder / "3.png")]
+    assert len(caplog.records) == 1 and "3.png" in caplog.text
     assert "shade 3" not in text and all(f"shade {i}" in text for i in (0, 1, 2, 4))
 
 

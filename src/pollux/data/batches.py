@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from pollux.tokens.vocabulary import Vocabulary
 LOOK_AHEAD = 8  # sequences that may wait for the next batch while shorter ones fill the rows
 GIVE_UP = 100  # documents in a row that cannot be used
 _PROMPT, _INPUTS = 0, 1  # what a random generator is for
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Batches(grain.IterDataset[Batch]):
 
     data, seed: what is read, in which order. rows, row_length, targets_per_row, soft_per_row: see Packer. prefetch: batches made
     ahead in a background thread, 0 = none. workers: processes that read and encode, 0 = none; batches are the same with any
-    number. Errors of a thread or process are raised by `next`. `left_out` maps documents that could not be used to the reason.
+    number. Errors of a thread or process are raised by `next`. `left_out` maps documents that could not be used to the
+    reason; each is also logged once.
     """
 
     def __init__(
@@ -221,7 +225,9 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         origin = self._batches.mixture.origin(position)
         if self._batches.mixture.bad_files(position) == "stop":
             raise ValueError(f"{origin}: {encoded.reason}")
-        self._batches.left_out[origin] = encoded.reason
+        if origin not in self._batches.left_out:  # and not in an epoch before
+            logger.warning("left out %s: %s", origin, encoded.reason)
+            self._batches.left_out[origin] = encoded.reason
         return []
 
     def _close_encoded(self) -> None:
