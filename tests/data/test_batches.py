@@ -10,8 +10,9 @@ import pytest
 
 from pollux.content import Content, Document, Image, Text
 from pollux.data.batches import Batches, log_state, logged_state
-from pollux.data.folder import FolderConfig
+from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.mixture import DataConfig, SourceConfig, Stage
+from pollux.data.source import describe
 from pollux.data.transforms import corrupt_inputs, drop_prompt
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.interleave import encode
@@ -152,6 +153,14 @@ def test_worker_processes_make_the_same_batches_and_pass_on_what_they_leave_out(
     two.close()
     assert str(folder / "broken.png") in alone.left_out
     assert alone.left_out.items() <= helped.left_out.items()  # which may be ahead
+
+
+def test_a_description_counts_tokens_by_modality(folder, vocabulary):
+    source = FolderSource(folder, FolderConfig(held_out=0, draw=True))
+    facts = describe(source, 100, lambda document: encode(document, vocabulary, TokensConfig(), Mean()))
+    assert facts["documents"] == {"looked_at": 34, "in_source": 34, "branches": 0}
+    assert facts["parts"] == {"text": 24 + 2 * 5 + 5, "image": 10}
+    assert facts["tokens"]["image"] == 5 * (2 * 2 + 2) and facts["tokens"]["draw"] == 5 * (3 + 1)
 
 
 def test_another_seed_gives_another_run(folder, vocabulary):

@@ -179,6 +179,13 @@ def test_a_bad_file_is_named_and_left_out_or_ends_the_run(folder, name, content,
     assert source.length >= 6
 
 
+def test_a_bad_line_takes_no_other_line_with_it(tmp_path):
+    (tmp_path / "pages.jsonl").write_text('{"parts": [{"text": "one"}]}\nnothing\n{"parts": [{"text": "three"}]}\n')
+    source = FolderSource(tmp_path, ALL)
+    assert [texts(d) for d in documents(source)] == [["one"], ["three"]]
+    assert list(source.left_out) == [f"{tmp_path / 'pages.jsonl'}, line 2"]
+
+
 @pytest.mark.parametrize("make", [lambda p: p / "missing", lambda p: (p / "file.txt").write_text("x") and p / "file.txt"])
 def test_what_is_no_folder_is_refused(tmp_path, make):
     with pytest.raises(ValueError, match="is not a folder"):

@@ -82,7 +82,8 @@ class _Entry:
 class FolderSource:
     """The documents of a folder in a fixed order: files by name, within a file from its start.
 
-    Raises ValueError if the folder is missing or holds no documents. `left_out` maps each file that gives none to the reason.
+    Raises ValueError if the folder is missing or holds no documents. `left_out` maps files and lines that give none to
+    the reason.
     """
 
     def __init__(self, path: str | Path, config: FolderConfig = FolderConfig(), split: Literal["train", "held_out"] = "train"):
@@ -137,27 +138,27 @@ class FolderSource:
         used: set[Path] = set()  # media that a document names need no side-car
         for file in files:
             if file.suffix.lower() == ".jsonl":
-                lines[file] = list(self._guard(file, self._scan_lines(file, used)))
+                lines[file] = list(self._guard(str(file), self._scan_lines(file, used)))
         captions = {file.with_suffix(".txt") for file in files if media_kind(file)}
         for file in files:
             kind = media_kind(file)
             if file in lines:
                 yield from lines[file]
             elif kind is not None and file.with_suffix(".txt") in present:
-                yield from self._guard(file, self._scan_medium(file, kind))
+                yield from self._guard(str(file), self._scan_medium(file, kind))
             elif file.suffix.lower() in TEXT_SUFFIXES and file not in captions:  # before the next case: .ts is code more often than video
-                yield from self._guard(file, self._scan_text(file))
+                yield from self._guard(str(file), self._scan_text(file))
             elif kind is not None and file.resolve() not in used:
                 self.left_out[str(file)] = f"no text beside it ({file.stem}.txt)"
 
-    def _guard(self, file: Path, entries: Iterator[_Entry]) -> Iterator[_Entry]:
+    def _guard(self, name: str, entries: Iterator[_Entry]) -> Iterator[_Entry]:
         """Applies the policy for bad files to what a scan yields."""
         try:
             yield from entries
         except MediaError as error:
             if self.config.bad_files == "stop":
                 raise
-            self.left_out[str(file)] = str(error)
+            self.left_out[name] = str(error)
 
     def _scan_text(self, file: Path) -> Iterator[_Entry]:
         data = _read(_Entry(file, "text"))
@@ -178,8 +179,11 @@ class FolderSource:
             entry = _Entry(file, "line", start, start + len(line), number)
             start += len(line)
             if line.strip():
-                used.update(_media_paths(_parse(entry, line)))
-                yield entry
+                yield from self._guard(_name(entry), self._scan_line(entry, line, used))
+
+    def _scan_line(self, entry: _Entry, line: bytes, used: set[Path]) -> Iterator[_Entry]:
+        used.update(_media_paths(_parse(entry, line)))
+        yield entry
 
     def _is_held_out(self, entry: _Entry) -> bool:
         # The name without its suffix, so that media which share a side-car fall on the same side; JSON lines go line by line.
