@@ -9,7 +9,7 @@ import tyro
 import pollux
 from pollux.commands.pictures import save_pictures
 from pollux.commands.settings import SamplingFlags, Settings
-from pollux.content import Audio, Content, Image, Text, Video
+from pollux.content import Audio, Content, Image, Part, Text, Video
 
 Paths = tyro.conf.UseAppendAction[tuple[Path, ...]]
 
@@ -36,8 +36,8 @@ def generate(
         video: Video file; may be given several times.
         out: Folder for drawn pictures.
     """
-    media = (*map(Image, image), *map(Audio, audio), *map(Video, video))
-    result = pollux.load(folder).generate(Content("user", (*media, Text(prompt))), **sampling.given())
+    parts: list[Part] = [*map(Image, image), *map(Audio, audio), *map(Video, video), Text(prompt)]
+    result = pollux.load(folder).generate(Content("user", tuple(parts)), **sampling.given())
     if result.text:
         print(result.text)
     for path in save_pictures(result.images, out):

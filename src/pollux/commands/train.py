@@ -22,7 +22,9 @@ class Run:
 
     Example: pollux train recipes/smoke.py --out runs/smoke --steps 60 --checkpoint-every 5
 
-    `pollux train RECIPE --help` shows the fields with the recipe's values.
+    Example: pollux train recipes/folder.py --folder my-folder --out runs/mine --steps 2000
+
+    `pollux train RECIPE --help` shows the fields with the recipe's values. What recipe() itself takes, as --folder, is a flag too.
     """
 
     recipe: tyro.conf.Positional[str]
@@ -67,9 +69,13 @@ def parse(arguments: list[str]) -> ConfiguredRun:
     if not arguments or arguments[0].startswith("-"):
         run = tyro.cli(Run, prog="pollux train", args=arguments or ["--help"], config=options)
         raise ValueError(f"the recipe comes first: pollux train {run.recipe} --out {run.out}")
-    recipe = arguments[0]
-    default = ConfiguredRun(recipe=recipe, out=tyro.MISSING, config=load_recipe(recipe)())
-    return tyro.cli(ConfiguredRun, default=default, prog="pollux train", args=arguments, config=options)
+    name, *rest = arguments
+    help_asked = [argument for argument in rest if argument in ("-h", "--help")]
+    rest = [argument for argument in rest if argument not in help_asked]
+    program = f"pollux train {name}"
+    config, rest = tyro.cli(load_recipe(name), prog=program, args=rest, return_unknown_args=True, add_help=False)
+    default = ConfiguredRun(recipe=name, out=tyro.MISSING, config=config)
+    return tyro.cli(ConfiguredRun, default=default, prog=program, args=[*rest, *help_asked], config=options)
 
 
 def main(arguments: list[str]) -> None:
