@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import PIL.Image
 import pytest
-from media_files import grey_frames, image_file, noise, truncate, video_file
+from media_files import image_file, noise, truncate
 
 from pollux.content import Audio, Image, Video
 from pollux.media import Limits, MediaError, media_kind
@@ -112,19 +112,13 @@ def test_limits_of_an_image_are_exact(tmp_path):
                 Image(source).pixels(limits)
     with pytest.raises(MediaError, match="limit"):
         Image(PIXELS).pixels(Limits(max_pixels=239))
+    with pytest.raises(MediaError, match="limit"):
+        Image(PIL.Image.fromarray(PIXELS)).pixels(Limits(max_pixels=239))
 
 
-def test_formats_that_run_programs_or_open_other_files_are_refused(tmp_path):
-    image_file(tmp_path / "a.png", PIXELS)
-    picture = image_file(tmp_path / "a.eps", PIXELS)
-    with pytest.raises(MediaError, match="a.eps"):
-        Image(picture).pixels()
-    clip = video_file(tmp_path / "real.mp4", [0.0], grey_frames(1))
-    for text in (f"ffconcat version 1.0\nfile '{clip}'\n", f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n"):
-        listing = tmp_path / "list.mp4"
-        listing.write_text(text)
-        with pytest.raises(MediaError, match="list.mp4"):
-            Video(listing).frames(1, 4)
+def test_a_drawing_that_would_run_another_program_is_refused(tmp_path):
+    with pytest.raises(MediaError, match="a.eps is broken or not an image of a known format"):
+        Image(image_file(tmp_path / "a.eps", PIXELS)).pixels()
 
 
 @pytest.mark.parametrize("wrong", [PIXELS[0], PIXELS.astype(np.float32), PIXELS[:, :, :2], 3, None])

@@ -1,5 +1,6 @@
 """Decoding real clips, whose grey frames tell their numbers, against their times; and refusing bad ones."""
 
+import io
 import struct
 from fractions import Fraction
 
@@ -30,7 +31,9 @@ VARIABLE = [0.0, 0.04, 0.08, 0.5, 0.52, 1.0, 1.7, 1.74, 1.75, 2.5, 2.501, 3.0]
 def test_frames_are_picked_by_their_times(tmp_path, suffix, codec, fps):
     source = VideoArray(grey_frames(12), np.array(VARIABLE) + 5.0)
     if suffix != "array":
-        source = video_file(tmp_path / f"a.{suffix}", VARIABLE, source.frames, codec, "yuv420p", b_frames=2 if codec == "libx264" else 0)
+        source = video_file(
+            tmp_path / f"a.{suffix}", np.array(VARIABLE) + 0.5, source.frames, codec, "yuv420p", b_frames=2 if codec == "libx264" else 0
+        )
     frames, times = Video(source).frames(fps, 100)
     assert numbers(frames) == latest_frames(VARIABLE, fps) and frames.dtype == np.uint8 and frames.shape[1:] == (32, 48, 3)
     np.testing.assert_allclose(times, np.arange(len(frames)) / fps)
@@ -123,6 +126,23 @@ def test_a_truncated_clip_is_one_error_that_names_it(tmp_path, suffix, share):
         Video(path).frames(10, 20)
     with pytest.raises(MediaError, match=f"broken.{suffix}"):
         Video(path).samples(16_000)
+
+
+def test_a_clip_cut_inside_a_packet_is_called_truncated(tmp_path):
+    path = video_file(tmp_path / "cut.flv", np.arange(10) / 10, noise(10, 32, 48, 3), pix_fmt="yuv420p")
+    with pytest.raises(MediaError, match="cut.flv is broken or truncated"):
+        Video(truncate(path, 0.7)).frames(10, 20)
+
+
+def test_lists_that_open_other_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video_file(tmp_path / "real.mp4", [0.0], grey_frames(1))
+    listing = tmp_path / "list.mp4"
+    listing.write_text("ffconcat version 1.0\nfile 'real.mp4'\n")
+    with av.open(io.BytesIO(listing.read_bytes())) as container:
+        assert container.format.name == "concat"  # FFmpeg itself would open the other file
+    with pytest.raises(MediaError, match="list.mp4"):
+        Video(listing).frames(1, 4)
 
 
 def test_limits_of_a_clip(tmp_path):
