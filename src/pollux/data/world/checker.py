@@ -160,8 +160,8 @@ def _name_blob(name: str, blob: np.ndarray, own: np.ndarray, share: np.ndarray, 
     centre_y, centre_x = float(rows @ weight / weight.sum()), float(columns @ weight / weight.sum())
     cell = GRID * _cell_of(centre_y) + _cell_of(centre_x)
     hidden = ~mine & (share > 0.6)
-    value = np.pad(np.where(hidden, 0.0, own), 2 * _REACH)
-    visible = np.pad((~hidden).astype(float), 2 * _REACH)
+    value = np.pad(np.where(hidden, 0.0, own).astype(np.float32), 2 * _REACH)
+    visible = np.pad((~hidden).astype(np.float32), 2 * _REACH)
     top, left = round(centre_y) + _REACH, round(centre_x) + _REACH
     offsets = [(dy, dx) for dy in (-2, -1, 0, 1, 2) for dx in (-2, -1, 0, 1, 2)]
     size = 2 * _REACH + 1
@@ -194,7 +194,7 @@ def _silhouettes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 inside = _inside(shape, np.hypot(x, y) / radius, theta)
                 shapes.append(index)
                 radii.append(radius)
-                pictures.append(inside.reshape(2 * _REACH + 1, fine, -1, fine).mean(axis=(1, 3)).ravel())
+                pictures.append(inside.reshape(2 * _REACH + 1, fine, -1, fine).mean(axis=(1, 3), dtype=np.float32).ravel())
     return np.array(shapes), np.array(radii), np.array(pictures)
 
 
