@@ -19,10 +19,12 @@ from pollux.train.config import TrainConfig
 
 
 def recipe(folder: Path, drawing: Path | None = None, vocab_size: int = 4096) -> TrainConfig:
-    """Args:
-    folder: What to train on.
-    drawing: Folder of an image codec.
-    vocab_size: Most ids of the tokeniser, which is trained on the folder's text.
+    """A run on a folder.
+
+    Args:
+        folder: What to train on.
+        drawing: Folder of an image codec; without it the model does not draw.
+        vocab_size: Most ids of the tokeniser, which is trained on the folder's text.
     """
     tokenizer = Path("runs") / "tokenizers" / folder.resolve().name
     vocabulary = trained_vocabulary(tokenizer, lambda: texts(folder), vocab_size)

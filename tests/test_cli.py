@@ -1,12 +1,24 @@
 """The `pollux` command: every verb explains itself, a mistake is one line, and single fields of a recipe can be overridden."""
 
+import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from pollux.cli import VERBS, main
+from pollux.commands.chat import Terminal
+from pollux.commands.pictures import preview
+from pollux.commands.train import load_recipe, parse
+from pollux.content import Image, Text, read_jsonl
+from pollux.data.batches import Batches
+from pollux.tokens.vocabulary import Vocabulary
 
+CAPACITIES = ("rows", "row_length", "targets_per_row", "soft_per_row", "seed")
 TRAINABLE = {"tokenizer": ["train"], "codec": ["train"]}
 
 
@@ -30,8 +42,9 @@ def test_every_verb_shows_an_example_and_a_sentence_for_each_flag(verb, capsys):
     code, out, _ = run(capsys, verb, *TRAINABLE.get(verb, []), "--help")
     assert code == 0
     assert f"Example: pollux {verb}" in out
-    for text in out.split("│ -")[1:]:
-        assert "." in text, text
+    flags = "".join(line.strip("│ \n") + " " for line in out.splitlines() if line.startswith("│"))
+    for flag in re.split(r"(?= --[a-z])", flags)[1:]:
+        assert re.search(r"[a-z]\. (\(|$)|show this help", flag), flag
 
 
 def test_an_unknown_verb_is_one_line_and_code_2(capsys):
@@ -70,8 +83,6 @@ def test_equal_seeds_give_equal_hashes_and_other_seeds_others(tmp_path, capsys):
 
 
 def test_a_trained_tokenizer_reads_back_what_it_was_trained_on(tmp_path, capsys):
-    from pollux.tokens.vocabulary import Vocabulary
-
     (tmp_path / "notes.md").write_text("the red star is left of the blue star\n" * 20)
     code, out, _ = run(capsys, "tokenizer", "train", tmp_path, "--out", tmp_path / "tokenizer", "--vocab-size", 300)
     assert code == 0, out
@@ -85,3 +96,118 @@ def test_a_trained_tokenizer_reads_back_what_it_was_trained_on(tmp_path, capsys)
 def test_a_tokenizer_needs_files(tmp_path, capsys):
     code, _, err = run(capsys, "tokenizer", "train", tmp_path, "--out", tmp_path / "tokenizer")
     assert code == 2 and "no text files" in err
+
+
+def test_train_overrides_only_the_fields_that_were_given():
+    recipe = load_recipe("smoke")()
+    given = parse(["smoke", "--out", "here", "--steps", "7", "--model.d-model", "64", "--data.sources.1.weight", "0.5"])
+    speech = dataclasses.replace(recipe.data.sources[1], weight=0.5)
+    data = dataclasses.replace(recipe.data, sources=(recipe.data.sources[0], speech, *recipe.data.sources[2:]))
+    model = dataclasses.replace(recipe.model, d_model=64)
+    assert given.config == dataclasses.replace(recipe, steps=7, model=model, data=data)
+    assert (given.out, given.resume) == (Path("here"), False)
+
+
+def test_train_says_which_value_a_field_refuses(capsys):
+    code, _, err = run(capsys, "train", "smoke", "--out", "here", "--rows", "0")
+    assert code == 2 and "rows 0 must be at least 1" in err
+
+
+def test_the_folder_recipe_reads_the_folder_and_learns_its_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.md").write_text("a heron stands in the reeds\n" * 50)
+    PIL.Image.new("RGB", (20, 10)).save(tmp_path / "mine" / "heron.png")
+    (tmp_path / "mine" / "heron.txt").write_text("a heron")
+    config = parse(["folder", "--folder", "mine", "--out", "here"]).config
+    vocabulary = Vocabulary.load(config.vocabulary)
+    assert config.model.vocab_size == vocabulary.size
+    assert len(vocabulary.encode_text(" heron")) == 1
+    batch = next(iter(Batches(config.data, config.tokens, vocabulary, **{name: getattr(config, name) for name in CAPACITIES}, prefetch=0)))
+    assert (batch.inputs.soft["image"].index < config.row_length).sum() > 0
+
+
+def test_tokens_counts_add_up(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("12345")
+    PIL.Image.new("RGB", (32, 48)).save(tmp_path / "b.png")
+    code, out, _ = run(capsys, "tokens", tmp_path / "a.txt", tmp_path / "b.png")
+    header, text, image, total = (line.split() for line in out.splitlines())
+    assert code == 0
+    rows = [dict(zip(header, map(int, row[1:]), strict=True)) for row in (text, image, total)]
+    assert rows[0]["text"] == 5 + 2  # and <bos>, <eos>
+    assert rows[1]["image"] == 2 * 3 + 2  # 16-pixel patches and the markers
+    assert rows[2] == {name: rows[0][name] + rows[1][name] for name in header}
+    assert all(row["all"] == sum(row.values()) - row["all"] for row in rows)
+
+
+def test_tokens_names_a_file_that_is_neither_medium_nor_text(tmp_path, capsys):
+    (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00")
+    code, _, err = run(capsys, "tokens", tmp_path / "x.bin")
+    assert code == 2 and "x.bin" in err and err.count("\n") == 1
+
+
+def test_data_shows_truth_of_the_world_and_writes_documents_that_read_back(tmp_path, capsys):
+    code, out, _ = run(capsys, "data", "world", "--task", "picture", "draw", "--count", 3, "--show", 2, "--out", tmp_path)
+    assert code == 0
+    assert "user: [image]" in out and "model: [image]" in out
+    documents = list(read_jsonl(tmp_path / "documents.jsonl"))
+    assert len(documents) == 4
+    assert documents[0].contents[0].parts[0].pixels().shape == (48, 48, 3)
+
+
+def test_data_lists_files_that_are_left_out(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    code, out, _ = run(capsys, "data", tmp_path)
+    assert code == 0 and "left out" in out and "b.png" in out and "1 documents" in out
+
+
+class Echo:
+    """Stands in for generate.Chat: answers with what it was sent."""
+
+    def __init__(self, model=None):
+        self.model, self.contents = model, []
+
+    def stream(self, contents, **settings):
+        self.contents.append(contents)
+        if "draw" in contents.parts[-1].text:
+            yield Image(np.full((4, 4, 3), 7, np.uint8))
+        yield Text("done")
+
+
+def test_chat_sends_attached_files_once_before_the_text(tmp_path, capsys):
+    PIL.Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    terminal = Terminal(Echo(), tmp_path)
+    for line in (f"/image {tmp_path / 'a.png'}", "what is this", "and now"):
+        assert terminal.obey(line)
+    first, second = terminal.conversation.contents
+    assert [type(part).__name__ for part in first.parts] == ["Image", "Text"]
+    assert [type(part).__name__ for part in second.parts] == ["Text"]
+    assert capsys.readouterr().out == "done\ndone\n"
+
+
+def test_chat_saves_drawings_under_names_that_are_free(tmp_path, capsys):
+    terminal = Terminal(Echo(), tmp_path)
+    terminal.obey("/draw a star")
+    terminal.obey("/draw a ring")
+    assert [contents.parts[0].text for contents in terminal.conversation.contents] == ["draw a star", "draw a ring"]
+    out = capsys.readouterr().out
+    for name in ("drawing-1.png", "drawing-2.png"):
+        assert str(tmp_path / name) in out
+        assert np.asarray(PIL.Image.open(tmp_path / name)).max() == 7
+
+
+@pytest.mark.parametrize(("line", "message"), [("/image nowhere.png", "no file 'nowhere.png'"), ("/dance", "no command /dance")])
+def test_chat_refuses_what_it_cannot_do(line, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Terminal(Echo(), tmp_path).obey(line)
+
+
+def test_chat_ends_on_quit(tmp_path):
+    assert Terminal(Echo(), tmp_path).obey("/quit") is False
+
+
+def test_a_preview_shows_two_pixels_a_character():
+    picture = PIL.Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]], np.uint8))
+    assert preview(picture) == "\x1b[38;2;1;2;3m\x1b[48;2;7;8;9m▀\x1b[38;2;4;5;6m\x1b[48;2;10;11;12m▀\x1b[0m"
+    assert all(line.count("▀") == 48 for line in preview(PIL.Image.new("RGB", (200, 100))).splitlines())

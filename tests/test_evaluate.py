@@ -1,6 +1,5 @@
 """Judging: word errors against jiwer, accuracies counted by hand, and a report page that stands alone."""
 
-
 import json
 from html.parser import HTMLParser
 

@@ -52,7 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"pollux {verb}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\npollux {verb}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\npollux {verb}: {interrupt.args[0] if interrupt.args else 'stopped'}", file=sys.stderr)
         return 130
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import tyro
@@ -25,9 +24,16 @@ def train(
     pictures: tyro.conf.Positional[str],
     /,
     out: Path,
+    size: tuple[int, int] = CodecConfig.size,
+    patch: int = CodecConfig.patch,
+    form_levels: tuple[int, ...] = CodecConfig.form_levels,
+    colour_levels: tuple[int, ...] = CodecConfig.colour_levels,
+    hidden: int = CodecConfig.hidden,
     batch: int = 32,
-    config: Annotated[CodecConfig, tyro.conf.arg(name="")] = CodecConfig(),
-    training: Annotated[CodecTraining, tyro.conf.arg(name="")] = CodecTraining(),
+    steps: int = CodecTraining.steps,
+    seconds: float | None = None,
+    learning_rate: float = CodecTraining.learning_rate,
+    seed: int = 0,
 ) -> None:
     """Train an image codec, report the PSNR of pictures that it was not trained on, and write it to OUT.
 
@@ -36,11 +42,22 @@ def train(
     Args:
         pictures: A folder, whose pictures are scaled to the codec's size, or the word world.
         out: Folder that receives codec.json and codec.safetensors.
+        size: Height and width of a picture in pixels.
+        patch: Side in pixels of the square that one code stands for.
+        form_levels: Quantisation levels of the digit that says how a patch varies; their product is its number of values.
+        colour_levels: Quantisation levels of the digit that says which colours a patch has.
+        hidden: Width of the codec's networks.
         batch: Pictures in a step.
+        steps: Steps of training.
+        seconds: End after this time if it comes before the last step.
+        learning_rate: Highest learning rate of AdamW.
+        seed: Seed of the weights and of the order of the pictures.
     """
     if batch < 1:
         raise ValueError(f"batch {batch} must be at least 1 picture")
-    learned, judged = _world(config, training.seed) if pictures == "world" else _folder(Path(pictures), config, training.seed)
+    config = CodecConfig(size, patch, 2 * patch, form_levels, colour_levels, hidden)
+    training = CodecTraining(steps=steps, seconds=seconds, learning_rate=learning_rate, seed=seed)
+    learned, judged = _world(config, seed) if pictures == "world" else _folder(Path(pictures), config, seed)
     batches = (np.stack(list(itertools.islice(learned, batch))) for _ in itertools.count())
     codec = train_codec(batches, config, training, _print_progress)
     quality = codec.quality(judged)

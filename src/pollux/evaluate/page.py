@@ -17,9 +17,10 @@ from typing import Any
 import PIL.Image
 
 from pollux.content import Audio, Image, Part, Text, Video
+from pollux.media import encode_audio
 
 RATE = 16_000  # Hz of sounds in the page
-FRAMES = 6  # of a film strip
+FPS, FRAMES = 2.0, 6  # of a film strip, at most
 
 _STYLE = """
 :root {
@@ -119,11 +120,9 @@ def _medium(part: Part) -> str:
     if isinstance(part, Image):
         return f'<img alt="given" src="{_png(PIL.Image.fromarray(part.pixels()))}">'
     if isinstance(part, Audio):
-        from pollux.media import encode_audio
-
         return f'<audio controls src="{_data_url("audio/wav", encode_audio(part.samples(RATE), RATE))}"></audio>'
     if isinstance(part, Video):
-        frames, _ = part.frames(fps=100.0, max_frames=FRAMES)
+        frames, _ = part.frames(fps=FPS, max_frames=FRAMES)
         return f'<div class="pictures strip">{"".join(f"<img alt=frame src={_png(PIL.Image.fromarray(frame))}>" for frame in frames)}</div>'
     return ""
 
