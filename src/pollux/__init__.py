@@ -1,0 +1,22 @@
+"""pollux: natively multimodal models, from training to use. `pollux.load(folder)` opens one; the parts of its contents are in pollux.content."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pollux.generate.model import Model
+
+__all__ = ["load"]
+
+
+def load(folder: str | Path, dtype: Any = None) -> Model:
+    """Open a model folder, with weights as stored or as `dtype` (for example "bfloat16"); see pollux.generate.model.Model.
+
+    A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
+    """
+    from pollux.generate import model  # here, so that `import pollux` stays light
+
+    return model.load(folder, dtype)

@@ -1,0 +1,129 @@
+"""The host side of one row: ids become parts as they arrive, stop strings cut the text, and a `Result` sums it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+
+from pollux.content import Image, Part, Text
+from pollux.generate.grammar import STOPS
+from pollux.generate.sampler import Sampling
+from pollux.tokens.interleave import PictureCodec, decode_parts
+from pollux.tokens.sequence import Modality
+from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
+
+_CLOSINGS = (SPECIAL_IDS["</draw>"], SPECIAL_IDS["</call>"])
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens per modality, for example prompt = {"text": 12, "image": 9}."""
+
+    prompt: dict[str, int]
+    output: dict[str, int]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(self.prompt.values())
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(self.output.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a model wrote. finish_reason: "stop" (end of turn or a stop string) or "length" (max_output_tokens; an open drawing is left out)."""
+
+    parts: tuple[Part, ...]
+    ids: np.ndarray  # int32 [n], with the id that ended the turn, up to the token that completed a stop string
+    logprobs: np.ndarray  # float32 [n], of each id under the model's own distribution over the allowed ids
+    finish_reason: str
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def images(self) -> list[PIL.Image.Image]:
+        return [PIL.Image.fromarray(part.pixels()) for part in self.parts if isinstance(part, Image)]
+
+
+class Answer:
+    """One row while it grows. `finish_reason` is "" until it ends."""
+
+    def __init__(self, sampling: Sampling, usage: dict[str, int], vocabulary: Vocabulary, codec: PictureCodec | None):
+        self.sampling, self.finish_reason = sampling, ""
+        self._prompt_usage, self._vocabulary, self._codec = usage, vocabulary, codec
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._closed: tuple[Part, ...] = ()  # parts up to the last closed drawing or call
+        self._open_from = 0  # first id after them
+        self._cut: int | None = None  # characters of the open text before a stop string
+        self._sent = 0  # closed parts that `fresh` has returned
+        self._sent_characters = 0  # of the text after those
+
+    def extend(self, ids: Iterable[int], logprobs: Iterable[float]) -> None:
+        """Take the ids of one dispatch; those after the end are dropped."""
+        for i, logprob in zip(ids, logprobs, strict=True):
+            if i < 0 or self.finish_reason:
+                break
+            self._ids.append(i)
+            self._logprobs.append(logprob)
+            if i in _CLOSINGS:
+                self._closed += decode_parts(self._ids[self._open_from :], self._vocabulary, self._codec)
+                self._open_from = len(self._ids)
+            elif i in STOPS:
+                self.finish_reason = "stop"
+            else:
+                self._look_for_stop_strings()
+        if not self.finish_reason and len(self._ids) >= self.sampling.max_output_tokens:
+            self.finish_reason = "length"
+
+    def fresh(self) -> tuple[Part, ...]:
+        """What has become certain since the last call: text that no further byte or stop string can change, and whole pictures and calls."""
+        tail = self._tail()
+        held = len(tail) if self.finish_reason else self._certain(tail)
+        parts = [*self._closed[self._sent :], *([Text(tail[:held])] if held else [])]
+        if parts and isinstance(parts[0], Text):
+            parts[0] = Text(parts[0].text[self._sent_characters :])
+        self._sent, self._sent_characters = len(self._closed), held
+        return tuple(part for part in parts if not isinstance(part, Text) or part.text)
+
+    def result(self) -> Result:
+        assert self.finish_reason, "the answer has not ended"
+        tail = self._tail()
+        ids = np.array(self._ids, np.int32)
+        drawn = int(np.sum((ids >= self._vocabulary.code_offset) | (ids == SPECIAL_IDS["</draw>"])))
+        output = {Modality.TEXT.name.lower(): len(ids) - drawn, Modality.DRAW.name.lower(): drawn}
+        usage = Usage(self._prompt_usage, {name: number for name, number in output.items() if number})
+        parts = (*self._closed, *([Text(tail)] if tail else []))
+        return Result(parts, ids, np.array(self._logprobs, np.float32), self.finish_reason, usage)
+
+    def _tail(self) -> str:
+        """The text after the last closed part, cut before a stop string."""
+        parts = decode_parts(self._ids[self._open_from :], self._vocabulary, self._codec)
+        text = "".join(part.text for part in parts if isinstance(part, Text))
+        return text if self._cut is None else text[: self._cut]
+
+    def _look_for_stop_strings(self) -> None:
+        if not self.sampling.stop:
+            return
+        text = self._tail()
+        found = [at for at in (text.find(stop) for stop in self.sampling.stop) if at >= 0]
+        if found:
+            self._cut, self.finish_reason = min(found), "stop"
+
+    def _certain(self, text: str) -> int:
+        """Characters of an open text that stay as they are: not an unfinished UTF-8 sequence, not the start of a stop string."""
+        whole = text.rstrip("\ufffd")
+        return len(whole) - max((_overlap(whole, stop) for stop in self.sampling.stop), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that is a beginning of stop."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

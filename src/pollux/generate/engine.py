@@ -1,0 +1,107 @@
+"""Batches of prompts -> answers: fits prompts into a few compiled shapes, keeps the cache large enough and drives the dispatches.
+
+Shapes are powers of two (rows, prompt length, cache slots, soft tokens), so that few programs are compiled however prompts vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from pollux.generate.answer import Answer, Result
+from pollux.generate.decode import CHUNK, State, cache_dtype, decode, grow, prefill
+from pollux.generate.grammar import grammar
+from pollux.generate.prompts import bucket, padded_inputs, plain, unconditional_prompt
+from pollux.generate.sampler import Sampling, sampler_state
+from pollux.model.cache import empty
+from pollux.model.config import ModelConfig
+from pollux.model.params import Params
+from pollux.tokens import sequence as tokens
+from pollux.tokens.interleave import PictureCodec, count
+from pollux.tokens.vocabulary import Vocabulary
+
+MAX_ROWS = 64
+MAX_SLOTS = 2**17  # cache slots of a batch, rows x length
+FIRST_SLOTS = 256  # a cache starts with room for this length, unless the answers cannot become so long, and doubles when it is full
+STREAM_STEPS = 4  # steps a dispatch while somebody watches
+
+
+class Engine:
+    """Generates with one model. Prompts are sequences as `encode_prompt` makes them."""
+
+    def __init__(self, params: Params, config: ModelConfig, vocabulary: Vocabulary, codec: PictureCodec | None = None):
+        if vocabulary.size > config.vocab_size:
+            raise ValueError(f"the vocabulary has {vocabulary.size} ids but model {config.name!r} only {config.vocab_size}")
+        self.params, self.config, self.vocabulary, self.codec = params, config, vocabulary, codec
+        num_codes = 0 if codec is None else codec.encode(np.zeros((1, *codec.size, 3), np.uint8)).shape[1]
+        self._grammar = grammar(vocabulary, config.vocab_size, num_codes)
+        self._crosses = any(layer.cross_attention for layer in config.layers)
+
+    def generate(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling]) -> list[Result]:
+        """One result a prompt, in order. A result does not depend on the other prompts. Prompts of like length share a batch."""
+        order = sorted(range(len(prompts)), key=lambda i: (samplings[i].guidance != 1, len(prompts[i])))
+        results: dict[int, Result] = {}
+        while order:
+            # The longest prompt and output of a batch decide how many rows fit; prompts come in order of length.
+            slots = max(len(prompts[i]) + samplings[i].max_output_tokens for i in order[:MAX_ROWS])
+            rows = max(1, min(MAX_ROWS, MAX_SLOTS // bucket(slots)))
+            batch, order = order[:rows], order[rows:]
+            answers = self._answers(prompts, samplings, batch)
+            for _ in self._run([prompts[i] for i in batch], answers, CHUNK):
+                pass
+            results |= {i: answer.result() for i, answer in zip(batch, answers, strict=True)}
+        return [results[i] for i in range(len(prompts))]
+
+    def stream(self, prompt: tokens.Sequence, sampling: Sampling) -> Iterator[Answer]:
+        """The growing answer to one prompt, after every few tokens; the same tokens as `generate`."""
+        answers = self._answers([prompt], [sampling], [0])
+        for _ in self._run([prompt], answers, STREAM_STEPS):
+            yield answers[0]
+
+    def _answers(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling], batch: Sequence[int]) -> list[Answer]:
+        return [Answer(samplings[i], count(prompts[i]), self.vocabulary, self.codec) for i in batch]
+
+    def _run(self, prompts: Sequence[tokens.Sequence], answers: Sequence[Answer], steps: int) -> Iterator[None]:
+        """Extend the answers, dispatch by dispatch, until all have ended."""
+        used = max(map(len, prompts))
+        most = max(len(prompt) + answer.sampling.max_output_tokens for prompt, answer in zip(prompts, answers, strict=True))
+        slots = bucket(min(most, max(used + CHUNK, FIRST_SLOTS)))
+        state = self._start(prompts, [answer.sampling for answer in answers], slots)
+        rows = state.token.shape[0]
+        while not all(answer.finish_reason for answer in answers):
+            if min(used + steps, most) > slots:
+                slots *= 2
+                state = replace(state, cache=grow(self.config, state.cache, slots))
+            ended = np.array([bool(answer.finish_reason) for answer in answers] + [True] * (rows - len(answers)))
+            state, ids, logprobs = decode(self.params, self.config, self._grammar, state, ended, np.int32(steps))
+            used += steps
+            for answer, row_ids, row_logprobs in zip(answers, np.asarray(ids).tolist(), np.asarray(logprobs).tolist(), strict=False):
+                answer.extend(row_ids, row_logprobs)
+            yield
+
+    def _start(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling], slots: int) -> State:
+        """Prefill everything but the last token of each prompt; rows beyond the prompts stay empty."""
+        rows = bucket(len(prompts))
+        spare = rows - len(prompts)  # they start ended
+        prompts, samplings = [*prompts, *[plain([0])] * spare], [*samplings, *[Sampling(temperature=0)] * spare]
+        packed = list(prompts)
+        position = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
+        guided = any(s.guidance != 1 for s in samplings)
+        if guided:
+            packed += [unconditional_prompt()] * rows
+            position = np.concatenate([position, np.full(rows, len(unconditional_prompt()), np.int32)])
+        inputs = padded_inputs(packed)
+        inputs.segment[np.arange(rows), position[:rows]] = 0  # the last token is for the first step
+        soft_slots = sum(soft.index.shape[1] for soft in inputs.soft.values()) or 1
+        cache = empty(self.config, len(packed), slots, cache_dtype(self.params), soft_slots if self._crosses else 0)
+        return State(
+            cache=prefill(self.params, self.config, inputs, cache),
+            sampler=sampler_state(samplings, [prompt.ids for prompt in prompts], self.config.vocab_size),
+            token=np.array([prompt.ids[-1] for prompt in prompts], np.int32),
+            position=position,
+            drawing=np.zeros(rows, np.int32),
+            left=np.array([s.max_output_tokens for s in samplings], np.int32),
+            guidance=np.array([[s.guidance] for s in samplings], np.float32),
+        )

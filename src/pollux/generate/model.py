@@ -1,0 +1,197 @@
+"""The model as a person uses it: everything of one model folder in one object, contents in, text and pictures out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pollux.content import Content, Document, Part, Text, to_contents
+from pollux.generate.answer import Answer, Result
+from pollux.generate.decode import cache_dtype
+from pollux.generate.engine import Engine
+from pollux.generate.prompts import padded_inputs, plain
+from pollux.generate.sampler import Sampling
+from pollux.media import Limits
+from pollux.model import decoder, folder
+from pollux.model.config import ModelConfig
+from pollux.model.params import Params, count
+from pollux.tokens import sequence as tokens
+from pollux.tokens.codec import Codec
+from pollux.tokens.config import TokensConfig
+from pollux.tokens.interleave import PictureCodec, encode, encode_prompt
+from pollux.tokens.interleave import count as count_modalities
+from pollux.tokens.vocabulary import SPECIALS, Vocabulary
+
+SAMPLING_FILE = "generation_config.json"
+
+
+class Model:
+    """A model with its vocabulary and image codec. `contents` is anything that `pollux.content.to_contents` accepts:
+    a string, a PIL image, a path, a part, a Content or a list of these. A string is always text, a path is a pathlib.Path.
+
+    `sampling` are the defaults of generate, stream and generate_many; their keywords are the fields of `Sampling`.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        tokens_config: TokensConfig | None = None,
+        vocabulary: Vocabulary | None = None,
+        codec: PictureCodec | None = None,
+        sampling: Sampling = Sampling(),
+        limits: Limits = Limits(),
+    ):
+        self.params, self.config, self.tokens_config = params, config, tokens_config or TokensConfig()
+        self.vocabulary, self.codec, self.sampling, self.limits = vocabulary, codec, sampling, limits
+
+    def generate(self, contents: Any, **sampling: Any) -> Result:
+        """The model's answer. Keywords: max_output_tokens, temperature, top_p, top_k, min_p, seed, stop, guidance, penalties.
+
+        Raises ValueError for a wrong setting, an unreadable file or a model without a tokenizer.
+        """
+        return self.generate_many([contents], **sampling)[0]
+
+    def generate_many(self, contents: Sequence[Any], seeds: Sequence[int] | None = None, **sampling: Any) -> list[Result]:
+        """Answers to many prompts in shared batches; each is what `generate` alone would give. seeds: one a prompt, instead of `seed`."""
+        chosen = self._sampling(sampling)
+        samplings = [chosen] * len(contents) if seeds is None else [dataclasses.replace(chosen, seed=seed) for seed in seeds]
+        if len(samplings) != len(contents):
+            raise ValueError(f"{len(contents)} prompts need as many seeds, got {len(samplings)}")
+        return self._engine.generate([self.prompt(one) for one in contents], samplings)
+
+    def stream(self, contents: Any, **sampling: Any) -> Stream:
+        """The answer of `generate` part by part while it is written."""
+        return Stream(self._engine.stream(self.prompt(contents), self._sampling(sampling)))
+
+    def prompt(self, contents: Any) -> tokens.Sequence:
+        """The sequence that the model continues: the contents and the opening of a model turn."""
+        return encode_prompt(to_contents(contents), self._words, self.tokens_config, self.codec, self.limits)
+
+    def count_tokens(self, contents: Any) -> dict[str, int]:
+        """Tokens of the prompt per modality, its markers included, for example {"text": 12, "image": 11}."""
+        return count_modalities(self.prompt(contents))
+
+    def logits(self, contents_or_ids: Any) -> np.ndarray:
+        """float32 [T, V]; row t predicts token t + 1, so the last row is about the first token of the answer.
+
+        The T tokens are those of `prompt(contents)`, or the ids themselves (list or integer array [T]), which need no tokenizer.
+        """
+        ids = _as_ids(contents_or_ids)
+        sequence = self.prompt(contents_or_ids) if ids is None else plain(self._checked(ids))
+        return np.asarray(_logits(self.params, self.config, padded_inputs([sequence]))[0, : len(sequence)])
+
+    def embed(self, contents: Any) -> np.ndarray:
+        """Unit vector float32 [D]: the mean final hidden state of the content's tokens, without markers. Media and the text that
+        describes them lie close together if the model was trained with aligned pairs."""
+        sequence = self._content_sequence(to_contents(contents))
+        carries = (sequence.ids >= len(SPECIALS)) & (sequence.modality == tokens.Modality.TEXT)
+        for soft in sequence.soft.values():
+            carries[soft.index] = True
+        if not carries.any():
+            raise ValueError("there is nothing to embed: the contents hold no text and no media")
+        states = _hidden(self.params, self.config, padded_inputs([sequence]))
+        mean = np.asarray(states[0, : len(sequence)], np.float32)[carries].mean(0)
+        return mean / np.linalg.norm(mean)
+
+    def save(self, path: str | Path) -> None:
+        """Write a model folder that `load` reads back: weights, config, sampling defaults, and tokenizer and codec if there are."""
+        folder.save(path, self.params, self.config, self.tokens_config)
+        (Path(path) / SAMPLING_FILE).write_text(json.dumps(dataclasses.asdict(self.sampling), indent=1))
+        if self.vocabulary is not None:
+            self.vocabulary.save(path)
+        if self.codec is not None:
+            self.codec.save(path)
+
+    def __repr__(self) -> str:
+        draws = "no drawing" if self.codec is None else "draws {}x{}".format(*self.codec.size)
+        reads = ", ".join(["text", *(s.name for s in self.config.soft_inputs)])
+        words = "no tokenizer" if self.vocabulary is None else f"{self.vocabulary.size:,} ids"
+        return f"<pollux model {self.config.name!r}: {count(self.config):,} parameters {cache_dtype(self.params)}, reads {reads}, {draws}, {words}>"
+
+    @property
+    def _words(self) -> Vocabulary:
+        if self.vocabulary is None:
+            raise ValueError("this model folder has no tokenizer.json, so it only gives logits on ids")
+        return self.vocabulary
+
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        return Engine(self.params, self.config, self._words, self.codec)
+
+    def _sampling(self, settings: dict[str, Any]) -> Sampling:
+        unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(Sampling)})
+        if unknown:
+            raise ValueError(f"there is no sampling setting {', '.join(unknown)}; there are {', '.join(Sampling.__dataclass_fields__)}")
+        if "stop" in settings:
+            stop = settings["stop"]
+            settings = settings | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)}
+        return dataclasses.replace(self.sampling, **settings)
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        if ids.size == 0 or ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise ValueError(f"ids must be 1 or more integers in [0, {self.config.vocab_size})")
+        return ids
+
+    def _content_sequence(self, contents: tuple[Content, ...]) -> tokens.Sequence:
+        """Text alone as running text and media in their turn, the two sides of the contrastive loss."""
+        if all(isinstance(part, Text) for content in contents for part in content.parts):
+            contents = tuple(Content("", content.parts) for content in contents)
+        return encode(Document(contents), self._words, self.tokens_config, self.codec, self.limits)
+
+
+class Stream:
+    """Iterates over the parts of an answer as they are written, text in pieces; `result` is there once it has ended."""
+
+    def __init__(self, answers: Iterator[Answer]):
+        self._answers = answers
+        self.result: Result | None = None
+
+    def __iter__(self) -> Iterator[Part]:
+        for answer in self._answers:
+            if answer.finish_reason:
+                self.result = answer.result()
+            yield from answer.fresh()
+
+
+def load(path: str | Path, dtype: Any = None) -> Model:
+    """The model of a folder, with weights as stored or as `dtype` (for example "bfloat16").
+
+    A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
+    """
+    path = Path(path)
+    config, tokens_config = folder.load_config(path)
+    codec = Codec.load(path) if (path / "codec.json").is_file() else None
+    vocabulary = Vocabulary.load(path, codec.levels if codec else ()) if (path / "tokenizer.json").is_file() else None
+    sampling = Sampling()
+    if (path / SAMPLING_FILE).is_file():
+        settings = json.loads((path / SAMPLING_FILE).read_text())
+        sampling = Sampling(**settings | {"stop": tuple(settings.get("stop", ()))})
+    return Model(folder.load_params(path, config, dtype), config, tokens_config, vocabulary, codec, sampling)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _hidden(params: Params, config: ModelConfig, inputs: tokens.Inputs) -> jax.Array:
+    return decoder.hidden(params, config, inputs, dtype=cache_dtype(params)).hidden
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _logits(params: Params, config: ModelConfig, inputs: tokens.Inputs) -> jax.Array:
+    return decoder.logits(params, config, decoder.hidden(params, config, inputs, dtype=cache_dtype(params)).hidden).astype(jnp.float32)
+
+
+def _as_ids(x: Any) -> np.ndarray | None:
+    """Ids, if x is a list or one-dimensional array of integers."""
+    if isinstance(x, list | tuple) and x and all(isinstance(i, int | np.integer) for i in x):
+        return np.array(x, np.int64)
+    if isinstance(x, np.ndarray | jax.Array) and x.ndim == 1 and np.issubdtype(x.dtype, np.integer):
+        return np.asarray(x)
+    return None
