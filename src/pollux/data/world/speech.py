@@ -31,8 +31,8 @@ _ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp")  # "en" is the Britis
 _VARIANTS = (
     *("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5"),
     *("Alex", "Andrea", "Andy", "Annie", "Diogo", "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Marco", "Mario", "Michael"),
-    *("adam", "anika", "antonio", "belinda", "benjamin", "boris", "caleb", "david", "edward", "linda", "max", "norbert"),
-    *("pablo", "quincy", "steph", "travis"),
+    *("adam", "anika", "antonio", "belinda", "benjamin", "boris", "david", "edward", "linda", "max", "norbert"),
+    *("pablo", "quincy", "shelby", "steph", "travis"),
 )
 _HELD_OUT_VARIANTS = ("m3", "m7", "f2", "f5", "Andrea", "Gene", "belinda", "edward", "max", "steph")
 _SYNCHRONOUS, _SPEED, _PITCH, _UTF8 = 2, 1, 3, 1  # constants of speak_lib.h
