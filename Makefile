@@ -34,4 +34,4 @@ lint: $(DEVELOPMENT)
 	.venv/bin/mypy
 
 bench: $(DEVELOPMENT)
-	.venv/bin/python -m benchmarks
+	for program in benchmarks/*.py; do .venv/bin/python $$program || exit 1; done

@@ -159,7 +159,7 @@ def test_data_lists_files_that_are_left_out(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.png").write_bytes(b"no picture")
     code, out, _ = run(capsys, "data", tmp_path)
-    assert code == 0 and "left out" in out and "b.png" in out and "1 documents" in out
+    assert code == 0 and "left out" in out and "b.png" in out and "documents: 1;" in out
 
 
 class Echo:

@@ -8,9 +8,19 @@ import PIL.Image
 import pytest
 
 from pollux.content import Audio, Image, Text, Video
+from pollux.data.world import World, render
+from pollux.data.world.clips import QUESTIONS as CLIP_QUESTIONS
+from pollux.data.world.grammar import QUESTIONS
 from pollux.evaluate.page import Bar, Example, write
 from pollux.evaluate.score import majority, normal, word_error_rate, word_errors
+from pollux.evaluate.world import evaluate
+from pollux.generate.answer import Result, Usage
 from pollux.media import VideoArray
+from pollux.model.family import tiny
+from pollux.tokens.codec import Codec, CodecConfig
+from pollux.tokens.codec.model import init
+from pollux.tokens.text import MINIMUM_SIZE, train_bpe
+from pollux.tokens.vocabulary import Vocabulary
 
 
 def random_sentence(rng):
@@ -78,7 +88,7 @@ def test_the_report_file_is_the_report(tmp_path):
 
 def test_the_report_page_needs_no_other_file_and_runs_no_script(tmp_path):
     reader = Reader(report_page(tmp_path)[1])
-    assert len(reader.sources) == 5
+    assert len(reader.sources) == 5  # a drawing, a picture, a sound and two frames
     assert all(source.startswith("data:") for source in reader.sources)
     assert "script" not in reader.tags and "link" not in reader.tags
 
@@ -92,3 +102,72 @@ def test_the_report_page_shows_what_was_asked_what_was_said_and_what_would_be_ri
 def test_bars_are_as_long_as_their_value_and_mark_chance(tmp_path):
     text = report_page(tmp_path)[1]
     assert "width:50.0%" in text and "left:25.0%" in text
+
+
+class OpenWorld(World):
+    """A world that remembers what it asked."""
+
+    def items(self, task, n, split="held_out"):
+        self.asked = [(task, item) for item in super().items(task, n, split)]
+        return [item for _, item in self.asked]
+
+
+class Oracle:
+    """A model that looks the right answers up, and is wrong on the items whose number `wrong` accepts."""
+
+    def __init__(self, world, wrong=lambda number: False):
+        self.world, self.wrong, self.config = world, wrong, tiny()
+        self.vocabulary = Vocabulary(train_bpe([], MINIMUM_SIZE))
+        codec = CodecConfig(hidden=4)
+        self.codec = Codec(codec, init(codec, seed=0))
+
+    def generate_many(self, prompts, **sampling):
+        assert [prompt for prompt in prompts] == [item.contents for _, item in self.world.asked]
+        return [self.result(number, task, item) for number, (task, item) in enumerate(self.world.asked)]
+
+    def result(self, number, task, item):
+        if self.wrong(number):
+            parts = (Text("nothing"),)
+        elif task == "draw":
+            parts = (Image(render(item.truth)),)
+        else:
+            parts = (Text(f" {item.answer.upper()}"),)
+        return Result(parts, np.zeros(1, np.int32), np.zeros(1, np.float32), "stop", Usage({}, {}))
+
+
+FIGURES = ("caption_exact", "caption_exact_seen", "vqa_exact", "video_exact", "draw_correct")
+
+
+def test_a_model_that_is_always_right_scores_one_and_chance_is_far_below():
+    world = OpenWorld()
+    evaluation = evaluate(Oracle(world), world, items=16, log=lambda line: None)
+    report = evaluation.report
+    assert {name: report[name] for name in FIGURES[:-1]} == dict.fromkeys(FIGURES[:-1], 1.0)
+    assert report["draw_correct"] > 0.95  # the judge of drawings looks at pixels, its own error is not the model's
+    assert report["speech_wer"] == 0
+    assert report["chance"]["vqa"] < 0.6 and report["chance"]["video"] < 0.6 and report["chance"]["draw"] < 0.01
+    assert set(report["vqa_by_type"]) == set(QUESTIONS) == set(report["chance"]["vqa_by_type"])
+    assert set(report["video_by_type"]) == set(CLIP_QUESTIONS)
+
+
+def test_every_second_answer_wrong_scores_a_half():
+    world = OpenWorld()
+    report = evaluate(Oracle(world, wrong=lambda number: number % 2 == 1), world, items=16, log=lambda line: None).report
+    assert {name: report[name] for name in FIGURES[:-1]} == dict.fromkeys(FIGURES[:-1], 0.5)
+    assert report["speech_wer"] == pytest.approx(0.5, abs=0.15)  # phrases differ in length
+    assert 0.3 < report["draw_correct"] < 0.7
+
+
+def test_an_evaluation_is_a_page_of_its_own(tmp_path):
+    world = OpenWorld()
+    evaluation = evaluate(Oracle(world), world, ("vqa", "speech", "clip", "draw"), items=4, log=lambda line: None)
+    write(tmp_path, {"minutes": 1.0} | evaluation.report, evaluation.bars, evaluation.examples)
+    reader = Reader((tmp_path / "report.html").read_text())
+    assert {"vqa", "speech", "video", "draw"} <= set(reader.words)
+    assert reader.tags.count("audio") == 4
+    assert json.loads((tmp_path / "report.json").read_text())["speech_wer"] == 0
+
+
+def test_an_unknown_task_is_refused_by_name():
+    with pytest.raises(ValueError, match="no evaluation task dance"):
+        evaluate(Oracle(World()), World(), ("dance",))

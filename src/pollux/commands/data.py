@@ -64,7 +64,7 @@ def _summary(source: Source, count: int) -> str:
     """One line about the first `count` documents of a source."""
     facts = describe(source, count)
     documents = facts["documents"]
-    size = "endless" if documents["in_source"] < 0 else f"{documents['in_source']:,} documents"
+    size = "endless" if documents["in_source"] < 0 else f"documents: {documents['in_source']:,}"
     parts = ", ".join(f"{number:,} {kind}" for kind, number in facts["parts"].items())
     held = f"{documents['branches']:,} branches, {parts}, {facts['text']['characters']:,} characters"
     return f"{size}; the first {documents['looked_at']} hold {held}"
