@@ -1,19 +1,20 @@
-"""A complete run on a small folder of text, as a function of that folder; executed as a program it trains (`python short_run.py HOME OUT [resume]`)."""
+"""A complete run on a small folder of text; as a program, one that is killed: `python short_run.py HOME OUT STEP`."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
-import jax
 from random_batch import small_model
 
 from pollux.data.mixture import DataConfig, SourceConfig
-from pollux.model.folder import hash_params, load_params
+from pollux.model.folder import hash_params, load_config, load_params
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.text import train_bpe
 from pollux.tokens.vocabulary import Vocabulary
-from pollux.train import loop
+from pollux.train import loop, schedule
 from pollux.train.config import TrainConfig
 
 VOCABULARY = 300
@@ -45,12 +46,18 @@ def config(home: Path, **changes) -> TrainConfig:
     return TrainConfig(**(options | changes))
 
 
-def hash_of(model: Path, config: TrainConfig) -> str:
-    return hash_params(load_params(model, config.model))
+def hash_of(model: Path) -> str:
+    return hash_params(load_params(model, load_config(model)[0]))
 
 
 if __name__ == "__main__":
-    home, out, *rest = sys.argv[1:]
-    run_config = config(Path(home))
-    assert jax.default_backend() == "cpu"
-    print(hash_of(loop.run(run_config, out, resume="resume" in rest), run_config))
+    home, out, last_step = sys.argv[1:]
+    factor = schedule.factor
+
+    def kill_at_last_step(config, step, *rest):
+        if step == int(last_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return factor(config, step, *rest)
+
+    schedule.factor = kill_at_last_step
+    loop.run(config(Path(home)), out)

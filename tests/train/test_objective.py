@@ -81,11 +81,16 @@ def test_a_document_with_one_side_only_is_no_pair_and_no_negative():
     hidden = rng.normal(size=(1, 6, 4)).astype(np.float32)
     segment = np.array([[1, 1, 2, 3, 3, 0]])
     pool = np.array([[1, 2, 1, 1, 2, 0]])
-    media, text, present = objective.pool_pairs(hidden, segment, pool, pairs=4)
+
+    @jax.jit
+    def align(pool):
+        pairs = objective.pool_pairs(hidden, segment, pool, pairs=4)
+        return *pairs, objective.info_nce(*pairs, np.float32(-1.0))
+
+    media, text, present, with_lonely = align(pool)
     np.testing.assert_array_equal(present, [True, False, True, False])
-    with_lonely = objective.info_nce(media, text, present, np.float32(-1.0))
     pool[0, 2] = 0
-    without = objective.info_nce(*objective.pool_pairs(hidden, segment, pool, pairs=4), np.float32(-1.0))
+    *_, without = align(pool)
     np.testing.assert_allclose(with_lonely, without, rtol=1e-6)
     unit = [np.asarray(x, np.float64)[[0, 2]] / np.linalg.norm(np.asarray(x)[[0, 2]], axis=-1, keepdims=True) for x in (media, text)]
     scores = unit[0] @ unit[1].T * np.e
@@ -95,7 +100,8 @@ def test_a_document_with_one_side_only_is_no_pair_and_no_negative():
 
 def test_pairs_beyond_the_capacity_are_left_out():
     hidden = np.random.default_rng(0).normal(size=(1, 4, 4)).astype(np.float32)
-    media, _, present = objective.pool_pairs(hidden, np.array([[1, 1, 2, 2]]), np.array([[1, 2, 1, 2]]), pairs=1)
+    pool_pairs = jax.jit(objective.pool_pairs, static_argnames="pairs")
+    media, _, present = pool_pairs(hidden, np.array([[1, 1, 2, 2]]), np.array([[1, 2, 1, 2]]), pairs=1)
     np.testing.assert_allclose(media, hidden[:, 0])
     np.testing.assert_array_equal(present, [True])
 

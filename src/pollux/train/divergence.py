@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pollux.model.folder import tensor_name
 from pollux.tokens.sequence import Batch, Inputs, SoftBatch, Targets
 from pollux.train.config import TrainConfig
 
@@ -36,7 +35,8 @@ def fault(config: TrainConfig, metrics: dict[str, float]) -> str:
 def save_batch(path: Path, batch: Batch) -> None:
     """Write the arrays of a batch under their paths, for example "inputs.ids"."""
     leaves = jax.tree_util.tree_leaves_with_path(batch)
-    np.savez_compressed(path, **{tensor_name(where).replace("'", ""): np.asarray(leaf) for where, leaf in leaves})
+    arrays = {jax.tree_util.keystr(where, simple=True, separator="."): np.asarray(leaf) for where, leaf in leaves}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def load_batch(path: Path) -> Batch:

@@ -63,7 +63,7 @@ def use_compilation_cache() -> None:
 
     A cache that was chosen through JAX's own settings stays.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         root = Path(os.environ.get("POLLUX_CACHE") or Path.home() / ".cache" / "pollux")
         jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -103,14 +103,13 @@ class _Trainer:
         """Time that the run has taken, earlier parts of a resumed one included."""
         return self.seconds_before + time.perf_counter() - self.start
 
-    @property
-    def share(self) -> float:
-        """Finished part of the run in [0, 1]."""
-        return min(1.0, self.step / self.config.steps if self.config.steps else self.seconds / (60 * self.config.minutes))
+    def share_after(self, step: int) -> float:
+        """Finished part of the run in [0, 1] after so many steps, or by now if the run is given a time."""
+        return min(1.0, step / self.config.steps if self.config.steps else self.seconds / (60 * self.config.minutes))
 
     @property
     def finished(self) -> bool:
-        return self.share >= 1
+        return self.share_after(self.step) >= 1
 
     def train(self, stop_requested: threading.Event) -> None:
         """Steps until the end of the run or a request to stop, then the last checkpoint."""
@@ -122,7 +121,7 @@ class _Trainer:
         with ProgressLine() as self.line:
             while not self.finished and not stop_requested.is_set():
                 batch = _stack([next(self.batches) for _ in range(config.accumulation)])
-                factor = np.float32(schedule.factor(config.schedule, self.step + 1, self.share, config.model.d_model))
+                factor = np.float32(schedule.factor(config.schedule, self.step + 1, self.share_after(self.step), config.model.d_model))
                 self.state, new = step_function(self.state, batch, factor)
                 self.step += 1
                 if pending is not None:
@@ -160,9 +159,8 @@ class _Trainer:
         line |= self.window.means()
         self.window, self.work = metrics.Window(), (0.0, 0.0)
         self.log.write(line)
-        steps_left = self.config.steps - step
-        left = steps_left * self.seconds / step if self.config.steps else 60 * self.config.minutes - self.seconds
-        self.line.show(line, self.share, max(0.0, left))
+        share = self.share_after(step)
+        self.line.show(line, share, self.seconds * (1 - share) / share)
 
     def _save(self) -> None:
         progress = {"data": self.batches.get_state(), "window": self.window.sums, "seconds": self.seconds}

@@ -6,8 +6,12 @@ The running sums travel with the checkpoint, so that a resumed run writes the ve
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 FILE = "metrics.jsonl"
 TIMES = ("seconds", "tokens_per_second", "flop_utilisation")  # what a line says about the machine rather than the run
@@ -34,13 +38,16 @@ class Log:
     """OUT/metrics.jsonl and OUT/tensorboard; begins after `step`, and forgets later lines of a run that was killed."""
 
     def __init__(self, out: Path, step: int):
-        from tensorboardX import SummaryWriter  # here, because it is slow to import
-
-        self._path = out / FILE
+        self._out, self._start = out, step
         lines = [line for line in read(out) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self._file = self._path.open("a", buffering=1)
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+        (out / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self._file = (out / FILE).open("a", buffering=1)
+
+    @cached_property
+    def _board(self) -> SummaryWriter:
+        from tensorboardX import SummaryWriter  # not before the first step: it takes a second
+
+        return SummaryWriter(str(self._out / "tensorboard"), purge_step=self._start + 1 if self._start else None)
 
     def write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")

@@ -1,0 +1,140 @@
+"""Whole runs on a folder of text: killed, stopped, diverged and resumed ones against one that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import short_run
+
+from pollux.data.batches import Batches
+from pollux.tokens.vocabulary import Vocabulary
+from pollux.train import loop, metrics, schedule
+from pollux.train.divergence import BAD_BATCH, Diverged, load_batch
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Texts and vocabulary; programs compile once for all runs of this module."""
+    home = tmp_path_factory.mktemp("home")
+    short_run.prepare(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLLUX_CACHE", str(home / "cache"))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home):
+    """OUT of a run from start to end."""
+    loop.run(short_run.config(home), home / "undisturbed")
+    return home / "undisturbed"
+
+
+def untimed(out: Path) -> list[dict]:
+    return [{name: value for name, value in line.items() if name not in metrics.TIMES} for line in metrics.read(out)]
+
+
+def checkpoint_steps(out: Path) -> list[int]:
+    return sorted(int(folder.name) for folder in (out / "checkpoints").iterdir() if folder.name.isdigit())
+
+
+def at_step(monkeypatch, wanted: int, action):
+    """Replace the schedule's factor at one step by what `action` makes of it."""
+    factor = schedule.factor
+    monkeypatch.setattr(schedule, "factor", lambda config, step, *rest: (action if step == wanted else float)(factor(config, step, *rest)))
+
+
+def assert_same_run(out: Path, undisturbed: Path):
+    assert short_run.hash_of(out / "model") == short_run.hash_of(undisturbed / "model")
+    assert untimed(out) == untimed(undisturbed)
+
+
+def test_a_run_killed_at_a_step_resumes_bit_for_bit(home, undisturbed, tmp_path):
+    last_step = int(np.random.default_rng().integers(7, 12))  # step 6 is saved after step 3 is, so one of them is there
+    command = [sys.executable, short_run.__file__, str(home), str(tmp_path), str(last_step)]
+    same_compiler = {"JAX_PLATFORMS": jax.default_backend(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    killed = subprocess.run(command, env=os.environ | same_compiler, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "model").exists()
+    assert checkpoint_steps(tmp_path)[-1] in range(3, last_step)
+    loop.run(short_run.config(home), tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_sigterm_saves_the_step_and_the_run_continues_bit_for_bit(home, undisturbed, tmp_path, monkeypatch):
+    def stop(factor):
+        signal.raise_signal(signal.SIGTERM)
+        return factor
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, stop)
+        with pytest.raises(KeyboardInterrupt, match="step 5 is saved"):
+            loop.run(short_run.config(home), tmp_path)
+    assert checkpoint_steps(tmp_path)[-1] == 5
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    loop.run(short_run.config(home), tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_nan_stops_the_run_and_leaves_the_batch_of_that_step(home, tmp_path, monkeypatch):
+    at_step(monkeypatch, 7, lambda factor: float("nan"))
+    with pytest.raises(Diverged, match=r"step 8: loss is nan; its batch is in .*bad_batch.npz; --resume repeats the steps from 7 to 8"):
+        loop.run(short_run.config(home), tmp_path)
+    assert checkpoint_steps(tmp_path)[-1] == 6, "nothing was saved after the last good step"
+    config = short_run.config(home)
+    capacities = dict(rows=config.rows, row_length=config.row_length, targets_per_row=config.targets_per_row, soft_per_row={})
+    batches = iter(Batches(config.data, config.tokens, Vocabulary.load(home), **capacities, prefetch=0))
+    expected = [next(batches) for _ in range(8)][-1]
+    jax.tree.map(lambda saved, made: np.testing.assert_array_equal(saved[0], made), load_batch(tmp_path / BAD_BATCH), expected)
+
+
+def test_only_the_newest_checkpoints_are_kept(undisturbed):
+    assert checkpoint_steps(undisturbed) == [9, 12]
+
+
+def test_the_exported_model_is_the_averaged_one_with_its_vocabulary(undisturbed, home):
+    assert Vocabulary.load(undisturbed / "model").size == Vocabulary.load(home).size
+    config = short_run.config(home)
+    with loop.closing(loop.Checkpoints(undisturbed / "checkpoints", 2)) as checkpoints:
+        state, _ = checkpoints.restore(12, jax.eval_shape(lambda: loop.initial_state(config)))
+    assert short_run.hash_params(state.ema) == short_run.hash_of(undisturbed / "model")
+    assert short_run.hash_params(state.ema) != short_run.hash_params(state.params)
+
+
+def test_the_log_has_one_line_per_interval_and_the_page_shows_its_curves(undisturbed):
+    lines = metrics.read(undisturbed)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert lines[-1]["text"] < lines[0]["text"]
+    assert "draw" not in lines[0], "a loss without targets is not logged"
+    page = (undisturbed / "report.html").read_text()
+    assert "Text loss, nats a target" in page and page.count("<svg") == page.count("</svg>") >= 5
+    assert json.loads((undisturbed / "config.json").read_text())["steps"] == 12
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(home, undisturbed):
+    with pytest.raises(ValueError, match=r"already holds a run \(checkpoint of step 12\): add --resume"):
+        loop.run(short_run.config(home), undisturbed)
+
+
+def test_resuming_with_another_model_is_refused(home, undisturbed):
+    with pytest.raises(ValueError, match="--resume needs the model that the run began with"):
+        loop.run(short_run.config(home, model=short_run.small_model(soft_inputs=(), vocab_size=400)), undisturbed, resume=True)
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(home, tmp_path):
+    with pytest.raises(ValueError, match=r"the vocabulary has \d+ ids, but model.vocab_size is 40"):
+        loop.run(short_run.config(home, model=short_run.small_model(soft_inputs=())), tmp_path)
+
+
+def test_a_time_budget_ends_the_run(home, tmp_path):
+    model = loop.run(short_run.config(home, steps=0, minutes=0.02, log_every=1, checkpoint_every=0), tmp_path)
+    lines = metrics.read(tmp_path)
+    assert lines[-1]["seconds"] >= 0.02 * 60 > (lines[-2]["seconds"] if len(lines) > 1 else 0)
+    assert short_run.hash_of(model)
