@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from pollux.train.step import State
@@ -31,8 +31,8 @@ class Checkpoints:
 
     def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
         """Start writing the state after `step` and `progress`, a JSON object; waits only for the checkpoint before this one."""
-        if jax.default_backend() == "cpu":  # host arrays would be views of buffers that the next step overwrites
-            state = jax.tree.map(jnp.copy, state)
+        if jax.default_backend() == "cpu":  # there Orbax would write from views of buffers that the next step overwrites
+            state = jax.tree.map(np.array, state)
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)))
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:

@@ -116,7 +116,7 @@ class _Trainer:
         config = self.config
         step_function = jax.jit(make_step(config), donate_argnums=0)
         self.start = time.perf_counter()
-        self.logged_at, self.work = self.start, (0.0, 0.0)
+        self.logged_at, self.work = self.start, np.zeros(3)  # tokens, targets and steps since then
         pending: tuple[int, Batch, dict[str, jax.Array]] | None = None
         with ProgressLine() as self.line:
             while not self.finished and not stop_requested.is_set():
@@ -148,19 +148,19 @@ class _Trainer:
                 f"--resume repeats the steps from {self.saved + 1} to {step} bit for bit"
             )
         self.window.add(values)
-        tokens, targets = values["tokens"], values["text_targets"] + values["draw_targets"]
-        self.work = (self.work[0] + tokens, self.work[1] + targets)
+        self.work += (values["tokens"], values["text_targets"] + values["draw_targets"], 1)
         if step % self.config.log_every:
             return
         now = time.perf_counter()
         elapsed, self.logged_at = now - self.logged_at, now
-        line = {"step": step, "seconds": self.seconds, "tokens_per_second": self.work[0] / elapsed}
-        line["flop_utilisation"] = step_flops(self.config.model, *self.work) / elapsed / self.peak
+        tokens, targets, steps = self.work.tolist()
+        line = {"step": step, "seconds": self.seconds, "tokens_per_second": tokens / elapsed}
+        line["flop_utilisation"] = step_flops(self.config.model, tokens, targets) / elapsed / self.peak
         line |= self.window.means()
-        self.window, self.work = metrics.Window(), (0.0, 0.0)
+        self.window, self.work = metrics.Window(), np.zeros(3)
         self.log.write(line)
-        share = self.share_after(step)
-        self.line.show(line, share, self.seconds * (1 - share) / share)
+        left = (self.config.steps - step) * elapsed / steps if self.config.steps else 60 * self.config.minutes - self.seconds
+        self.line.show(line, self.share_after(step), max(0.0, left))
 
     def _save(self) -> None:
         progress = {"data": self.batches.get_state(), "window": self.window.sums, "seconds": self.seconds}

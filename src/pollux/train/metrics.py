@@ -6,7 +6,6 @@ The running sums travel with the checkpoint, so that a resumed run writes the ve
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +37,17 @@ class Log:
     """OUT/metrics.jsonl and OUT/tensorboard; begins after `step`, and forgets later lines of a run that was killed."""
 
     def __init__(self, out: Path, step: int):
-        self._out, self._start = out, step
         lines = [line for line in read(out) if line["step"] <= step]
         (out / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
         self._file = (out / FILE).open("a", buffering=1)
-
-    @cached_property
-    def _board(self) -> SummaryWriter:
-        from tensorboardX import SummaryWriter  # not before the first step: it takes a second
-
-        return SummaryWriter(str(self._out / "tensorboard"), purge_step=self._start + 1 if self._start else None)
+        self._board: SummaryWriter | None = None
+        self._board_options: dict[str, Any] = {"logdir": str(out / "tensorboard"), "purge_step": step + 1 if step else None}
 
     def write(self, line: dict[str, Any]) -> None:
+        if self._board is None:
+            from tensorboardX import SummaryWriter  # not before the first step: it can take a second
+
+            self._board = SummaryWriter(**self._board_options)
         self._file.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if name != "step":
@@ -57,7 +55,8 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read(out: Path) -> list[dict[str, Any]]:
