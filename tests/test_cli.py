@@ -1,6 +1,7 @@
 """The `pollux` command: every verb explains itself, a mistake is one line, and single fields of a recipe can be overridden."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -10,12 +11,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import pollux
 from pollux.cli import VERBS, main
+from pollux.commands import quickstart
 from pollux.commands.chat import Terminal
 from pollux.commands.pictures import preview
 from pollux.commands.train import load_recipe, parse
 from pollux.content import Image, Text, read_jsonl
 from pollux.data.batches import Batches
+from pollux.data.mixture import SourceConfig
+from pollux.tokens.codec import Codec, CodecConfig
+from pollux.tokens.codec.model import init
 from pollux.tokens.vocabulary import Vocabulary
 
 CAPACITIES = ("rows", "row_length", "targets_per_row", "soft_per_row", "seed")
@@ -211,3 +217,28 @@ def test_a_preview_shows_two_pixels_a_character():
     picture = PIL.Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]], np.uint8))
     assert preview(picture) == "\x1b[38;2;1;2;3m\x1b[48;2;7;8;9m▀\x1b[38;2;4;5;6m\x1b[48;2;10;11;12m▀\x1b[0m"
     assert all(line.count("▀") == 48 for line in preview(PIL.Image.new("RGB", (200, 100))).splitlines())
+
+
+@pytest.mark.slow
+def test_quickstart_ends_with_a_model_and_a_report_of_every_figure(tmp_path, monkeypatch, capsys):
+    shape = CodecConfig(form_levels=(4, 4), colour_levels=(4, 4), hidden=8)
+    codec = Codec(shape, init(shape, seed=0))
+    codec.save(tmp_path / "codec")
+
+    def recipe(minutes):
+        smoke = load_recipe("smoke")()
+        model = dataclasses.replace(smoke.model, vocab_size=smoke.model.vocab_size + sum(codec.levels))
+        data = dataclasses.replace(smoke.data, sources=(*smoke.data.sources, SourceConfig("world", "draw")))
+        return dataclasses.replace(smoke, model=model, data=data, codec=str(tmp_path / "codec"), steps=2)
+
+    monkeypatch.setattr(quickstart, "load_recipe", lambda name: recipe)
+    (tmp_path / "run").mkdir()
+    code, out, _ = run(capsys, "quickstart", "--out", tmp_path / "run", "--items", 16)
+    assert code == 0, out
+    assert (tmp_path / "run-1").is_dir()  # what was there before
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    figures = {"caption_exact", "caption_exact_seen", "vqa_exact", "speech_wer", "video_exact", "draw_correct"}
+    assert {"minutes", "parameters", "chance", "vqa_by_type", "video_by_type"} | figures <= set(report)
+    for page in ("report.html", "training.html"):
+        assert "<html" in (tmp_path / "run" / page).read_text()
+    assert pollux.load(tmp_path / "run" / "model").sampling.temperature == 0
