@@ -48,12 +48,12 @@ class OptimizerConfig:
     """muon: matrices by Muon at `matrix_learning_rate`, the rest by Adam at `learning_rate`; others: all at `learning_rate`."""
 
     kind: OptimizerKind = "muon"
-    learning_rate: float = 3e-3
+    learning_rate: float = 3e-3  # at a schedule factor of 1
     matrix_learning_rate: float = 1e-2  # muon only; an update has the RMS 0.2 x this, as an Adam update would
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    momentum: float = 0.95  # muon only
+    beta1: float = 0.9  # decay of Adam's first moment
+    beta2: float = 0.95  # decay of Adam's second moment
+    epsilon: float = 1e-8  # added to Adam's denominator
+    momentum: float = 0.95  # decay of Muon's Nesterov momentum
     weight_decay: float = 0.0  # decoupled, times the learning rate, on matrices only
 
     def __post_init__(self):
@@ -69,11 +69,11 @@ class OptimizerConfig:
 class LossConfig:
     """alpha LM + beta InfoNCE + gamma (z log^2 Z + balance x expert balance)."""
 
-    alpha: float = 1.0
-    beta: float = 0.0  # 0 = pairs are not compared at all
-    gamma: float = 1.0
-    z: float = 1e-4
-    balance: float = 1e-2
+    alpha: float = 1.0  # weight of the LM loss
+    beta: float = 0.0  # weight of InfoNCE; 0 = pairs are not compared at all
+    gamma: float = 1.0  # weight of the regularisers
+    z: float = 1e-4  # share of log^2 Z in them
+    balance: float = 1e-2  # share of the expert balance in them
     text: float = 1.0  # weight of a text target in LM
     draw: float = 1.0  # weight of an image-code target in LM
 
@@ -95,13 +95,13 @@ class TrainConfig:
     data: DataConfig
     vocabulary: str  # folder with tokenizer.json
     codec: str = ""  # folder of the image codec; "" = the model does not draw
-    rows: int = 8
-    row_length: int = 512
-    targets_per_row: int = 256
+    rows: int = 8  # of packed documents in a batch
+    row_length: int = 512  # tokens
+    targets_per_row: int = 256  # predicted tokens that a row has room for
     soft_per_row: dict[str, int] = field(default_factory=dict)  # "image", "audio", "video": soft tokens a row holds
     pairs_per_row: int = 8  # contrastive pairs compared in one row; further ones are not
-    steps: int = 0
-    minutes: float = 0.0  # from the first batch on, compilation included
+    steps: int = 0  # optimiser steps of the run; 0 = `minutes` decide
+    minutes: float = 0.0  # time of the run from its first batch on, compilation included; 0 = `steps` decide
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -111,15 +111,15 @@ class TrainConfig:
     ema: float = 0.0  # decay of the averaged weights that are exported; 0 = off
     divergence: float = 10.0  # stop when the LM loss exceeds this many times ln(vocabulary), what a uniform guess costs
     workers: int = 0  # processes that read and encode documents; 0 = a thread of this one
-    seed: int = 0
-    log_every: int = 10  # steps
-    checkpoint_every: int = 500  # steps; 0 = only at the end
-    keep_checkpoints: int = 2
+    seed: int = 0  # of the parameters and of the order of the data
+    log_every: int = 10  # steps whose means make one line of metrics.jsonl
+    checkpoint_every: int = 500  # steps between checkpoints; 0 = only at the end
+    keep_checkpoints: int = 2  # the newest ones
 
     def __post_init__(self):
         _require(
             (self.steps > 0) != (self.minutes > 0),
-            f"give steps or minutes, not both or neither (steps {self.steps}, minutes {self.minutes})",
+            f"one of steps ({self.steps}) and minutes ({self.minutes:g}) must be 0 and the other positive",
         )
         for name in ("rows", "row_length", "targets_per_row", "pairs_per_row", "accumulation", "log_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1")
