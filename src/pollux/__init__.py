@@ -1,4 +1,4 @@
-"""pollux: natively multimodal models, from training to use. `pollux.load(folder)` opens one; the parts of its contents are in pollux.content."""
+"""pollux: natively multimodal models, from training to use. `pollux.load(folder)` opens one; what it reads is in pollux.content."""
 
 from __future__ import annotations
 

@@ -46,9 +46,11 @@ def make_model(vocabulary):
             LayerConfig(AttentionConfig(**{"num_heads": 4, "num_kv_heads": 2, "head_dim": 8} | a), FeedForwardConfig(48), **layer)
             for a, layer in zip(attention, layers, strict=True)
         )
-        config = ModelConfig("small", vocabulary.size, 32, pattern, num_groups=1, soft_inputs=soft_inputs(TOKENS), norm="layer")
+        config = ModelConfig("small", vocabulary.size + 9, 32, pattern, num_groups=1, soft_inputs=soft_inputs(TOKENS), norm="layer")
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda spec: rng.normal(0, 0.3, spec.shape).astype(np.float32), abstract(config))
+        for layer in params["groups"]:
+            layer["attention_post_norm"]["scale"] *= 10  # what was read before matters more than the last token
         return Model(params, config, TOKENS, vocabulary, HalvesCodec())
 
     return make
@@ -65,7 +67,7 @@ def biased_to(model):
 
     def bias(special):
         embed, direction = model.params["embed"].copy(), model.params["final_norm"]["bias"]
-        embed[SPECIAL_IDS[special]] = 1.3 * direction / np.linalg.norm(direction)
+        embed[SPECIAL_IDS[special]] = 2.5 * direction / np.linalg.norm(direction)
         return Model(model.params | {"embed": embed}, model.config, TOKENS, model.vocabulary, model.codec)
 
     return bias

@@ -36,7 +36,7 @@ class Usage:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a model wrote. finish_reason: "stop" (end of turn or a stop string) or "length" (max_output_tokens; an open drawing is left out)."""
+    """What a model wrote. finish_reason: "stop" (end of turn or a stop string) or "length" (an unfinished drawing or call is left out)."""
 
     parts: tuple[Part, ...]
     ids: np.ndarray  # int32 [n], with the id that ended the turn, up to the token that completed a stop string
@@ -85,7 +85,7 @@ class Answer:
             self.finish_reason = "length"
 
     def fresh(self) -> tuple[Part, ...]:
-        """What has become certain since the last call: text that no further byte or stop string can change, and whole pictures and calls."""
+        """What is certain since the last call: text that no further byte or stop string can change, whole pictures and calls."""
         tail = self._tail()
         held = len(tail) if self.finish_reason else self._certain(tail)
         parts = [*self._closed[self._sent :], *([Text(tail[:held])] if held else [])]

@@ -47,7 +47,9 @@ class State:
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
 def prefill(params: Params, config: ModelConfig, inputs: Inputs, cache: Cache) -> Cache:
-    return hidden(params, config, inputs, cache, cache_dtype(params)).cache
+    filled = hidden(params, config, inputs, cache, cache_dtype(params)).cache
+    assert filled is not None
+    return filled
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
@@ -98,6 +100,7 @@ def _feed(params: Params, config: ModelConfig, state: State, active: Array) -> t
     zero = jnp.zeros_like(column)
     inputs = Inputs(token[:, None], state.position[:, None], column, zero, zero, {})
     out = hidden(params, config, inputs, state.cache, cache_dtype(params))
+    assert out.cache is not None
     scores = logits(params, config, out.hidden[:, 0])
     if guided:
         conditional, unconditional = scores[:rows], scores[rows:]

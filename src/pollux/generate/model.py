@@ -26,8 +26,8 @@ from pollux.model.params import Params, count
 from pollux.tokens import sequence as tokens
 from pollux.tokens.codec import Codec
 from pollux.tokens.config import TokensConfig
-from pollux.tokens.interleave import PictureCodec, encode, encode_prompt
 from pollux.tokens.interleave import count as count_modalities
+from pollux.tokens.interleave import encode, encode_prompt
 from pollux.tokens.vocabulary import SPECIALS, Vocabulary
 
 SAMPLING_FILE = "generation_config.json"
@@ -46,7 +46,7 @@ class Model:
         config: ModelConfig,
         tokens_config: TokensConfig | None = None,
         vocabulary: Vocabulary | None = None,
-        codec: PictureCodec | None = None,
+        codec: Codec | None = None,
         sampling: Sampling = Sampling(),
         limits: Limits = Limits(),
     ):
@@ -115,7 +115,8 @@ class Model:
         draws = "no drawing" if self.codec is None else "draws {}x{}".format(*self.codec.size)
         reads = ", ".join(["text", *(s.name for s in self.config.soft_inputs)])
         words = "no tokenizer" if self.vocabulary is None else f"{self.vocabulary.size:,} ids"
-        return f"<pollux model {self.config.name!r}: {count(self.config):,} parameters {cache_dtype(self.params)}, reads {reads}, {draws}, {words}>"
+        weights = f"{count(self.config):,} parameters {cache_dtype(self.params)}"
+        return f"<pollux model {self.config.name!r}: {weights}, reads {reads}, {draws}, {words}>"
 
     @property
     def _words(self) -> Vocabulary:
