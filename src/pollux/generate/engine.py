@@ -24,6 +24,7 @@ from pollux.tokens.vocabulary import Vocabulary
 
 MAX_ROWS = 64
 MAX_SLOTS = 2**17  # cache slots of a batch, rows x length
+MAX_SCORES = 2**25  # pairs of positions that a prefill compares in one head, rows x length^2
 FIRST_SLOTS = 256  # a cache starts with room for this length, unless the answers cannot become so long, and doubles when it is full
 STREAM_STEPS = 4  # steps a dispatch while somebody watches
 
@@ -44,9 +45,9 @@ class Engine:
         order = sorted(range(len(prompts)), key=lambda i: (samplings[i].guidance != 1, len(prompts[i])))
         results: dict[int, Result] = {}
         while order:
-            # The longest prompt and output of a batch decide how many rows fit; prompts come in order of length.
-            slots = max(len(prompts[i]) + samplings[i].max_output_tokens for i in order[:MAX_ROWS])
-            rows = max(1, min(MAX_ROWS, MAX_SLOTS // bucket(slots)))
+            length = bucket(max(len(prompts[i]) for i in order[:MAX_ROWS]))
+            slots = bucket(max(len(prompts[i]) + samplings[i].max_output_tokens for i in order[:MAX_ROWS]))
+            rows = max(1, min(MAX_ROWS, MAX_SLOTS // slots, MAX_SCORES // length**2))
             batch, order = order[:rows], order[rows:]
             answers = self._answers(prompts, samplings, batch)
             for _ in self._run([prompts[i] for i in batch], answers, CHUNK):
