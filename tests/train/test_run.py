@@ -17,7 +17,7 @@ import short_run
 from pollux.data.batches import Batches
 from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import loop, metrics, schedule
-from pollux.train.divergence import BAD_BATCH, Diverged, load_batch
+from pollux.train.divergence import BAD_BATCH, Diverged, fault, load_batch
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def undisturbed(home):
 
 
 def untimed(out: Path) -> list[dict]:
-    return [{name: value for name, value in line.items() if name not in metrics.TIMES} for line in metrics.read(out)]
+    """The log without what it says about the machine."""
+    times = ("seconds", "tokens_per_second", "flop_utilisation")
+    return [{name: value for name, value in line.items() if name not in times} for line in metrics.read(out)]
 
 
 def checkpoint_steps(out: Path) -> list[int]:
@@ -93,6 +95,14 @@ def test_a_nan_stops_the_run_and_leaves_the_batch_of_that_step(home, tmp_path, m
     batches = iter(Batches(config.data, config.tokens, Vocabulary.load(home), **capacities, prefetch=0))
     expected = [next(batches) for _ in range(8)][-1]
     jax.tree.map(lambda saved, made: np.testing.assert_array_equal(saved[0], made), load_batch(tmp_path / BAD_BATCH), expected)
+
+
+def test_a_loss_far_above_a_uniform_guess_counts_as_divergence(home):
+    config = short_run.config(home, divergence=2.0)
+    guess = float(np.log(config.model.vocab_size))
+    assert fault(config, {"loss": 1.0, "grad_norm": 1.0, "lm": 1.9 * guess}) == ""
+    assert "2 times that of a uniform guess" in fault(config, {"loss": 1.0, "grad_norm": 1.0, "lm": 2.1 * guess})
+    assert fault(config, {"loss": 1.0, "grad_norm": float("inf"), "lm": 1.0}) == "grad_norm is inf"
 
 
 def test_only_the_newest_checkpoints_are_kept(undisturbed):

@@ -6,7 +6,6 @@ run that is killed at any moment finds the one before.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ class Checkpoints:
     """The checkpoints in one folder, the newest `keep` of them."""
 
     def __init__(self, folder: Path, keep: int):
-        logging.getLogger("absl").setLevel(logging.WARNING)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

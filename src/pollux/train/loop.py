@@ -91,7 +91,7 @@ class _Trainer:
             self.batches.set_state(progress["data"])
         else:
             self.state = jax.jit(lambda: initial_state(config))()
-        (out / "config.json").write_text(json.dumps(config.to_json(), indent=1))
+        metrics.write_whole(out / "config.json", json.dumps(config.to_json(), indent=1))
         self.log = metrics.Log(out, self.step)
         self.window = metrics.Window(progress.get("window"))
         self.seconds_before = progress.get("seconds", 0.0)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 FILE = "metrics.jsonl"
-TIMES = ("seconds", "tokens_per_second", "flop_utilisation")  # what a line says about the machine rather than the run
 
 
 class Window:
@@ -38,7 +37,7 @@ class Log:
 
     def __init__(self, out: Path, step: int):
         lines = [line for line in read(out) if line["step"] <= step]
-        (out / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(out / FILE, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = (out / FILE).open("a", buffering=1)
         self._board: SummaryWriter | None = None
         self._board_options: dict[str, Any] = {"logdir": str(out / "tensorboard"), "purge_step": step + 1 if step else None}
@@ -65,3 +64,10 @@ def read(out: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once, so that a killed run leaves the old or the new one and never a part."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
