@@ -63,7 +63,7 @@ def use_compilation_cache() -> None:
 
     A cache that was chosen through JAX's own settings stays.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         root = Path(os.environ.get("POLLUX_CACHE") or Path.home() / ".cache" / "pollux")
         jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
