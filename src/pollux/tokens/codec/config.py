@@ -18,8 +18,8 @@ class CodecConfig:
     size: tuple[int, int] = (48, 48)  # height, width in pixels
     patch: int = 8
     window: int = 16  # pixels the encoder sees around a patch, per side
-    form_levels: tuple[int, ...] = (4, 4, 4, 4, 4)
-    colour_levels: tuple[int, ...] = (8, 8, 8)
+    form_levels: tuple[int, ...] = (4, 4, 4, 4)
+    colour_levels: tuple[int, ...] = (4, 4, 4)
     hidden: int = 128
     layers: int = 3  # colour layers that the decoder blends in a patch
 
@@ -70,11 +70,10 @@ class CodecConfig:
 class CodecTraining:
     """How a codec is trained. It ends after `steps`, or after `seconds` if that comes first; a run without `seconds` is deterministic."""
 
-    steps: int = 5000
+    steps: int = 4000
     seconds: float | None = None
-    learning_rate: float = 2e-3
+    learning_rate: float = 8e-3
     weight_decay: float = 1e-2
-    edge_weight: float = 1.0  # weight of the squared error of pixel differences, beside that of pixels
     seed: int = 0
 
     def __post_init__(self):

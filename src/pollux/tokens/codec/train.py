@@ -45,6 +45,7 @@ def train(
     """
     params = jax.tree.map(jnp.asarray, model.init(config, training.seed))
     state = _ADAM.init(params)
+    report = progress or (lambda _: None)
     start = time.monotonic()
     previous = None
     for step in range(training.steps):
@@ -61,38 +62,30 @@ def train(
                 f"codec training needs uint8 [B, {config.size[0]}, {config.size[1]}, 3], got {batch.dtype} {list(batch.shape)}"
             )
         rate = training.learning_rate * min((done + 1e-3) / _WARM_UP, (1 - done) / (1 - _PLATEAU), 1)
-        params, state, metrics = _update(params, state, batch, rate, rate * training.weight_decay, training.edge_weight, config)
-        if previous is not None and progress is not None:  # one step late, so that dispatch never waits
-            progress(_progress(*previous))
-        previous = (step + 1, done, metrics)
-    if previous is not None and progress is not None:
-        progress(_progress(*previous))
+        params, state, value = _update(params, state, batch, rate, rate * training.weight_decay, config)
+        if previous is not None:  # one step late: dispatch does not wait, and the clock stays within a step of the work
+            report(_progress(*previous))
+        previous = (step + 1, done, value)
+    if previous is not None:
+        report(_progress(*previous))
     return Codec(config, jax.tree.map(np.asarray, params))
 
 
-def loss(params: model.Params, images: jax.Array, config: CodecConfig, edge_weight: float) -> tuple[jax.Array, jax.Array]:
-    """Loss and mean squared error of reconstructing uint8 [B, H, W, 3].
-
-    Squared error of the pixels plus that of the differences between adjacent pixels: outlines of small things weigh as much as wide
-    flat ground.
-    """
+def loss(params: model.Params, images: jax.Array, config: CodecConfig) -> jax.Array:
+    """Mean squared error, of 1, of reconstructing uint8 [B, H, W, 3] with straight-through codes."""
     pixels = images.astype(jnp.float32) / 255
     latents = model.latents(params, pixels, config)
     form, colour = (fsq.to_unit(fsq.quantise_straight_through(z, n), n) for z, n in zip(latents, config.levels, strict=True))
-    error = model.paint(params, form, colour, config) - pixels
-    edges = (jnp.diff(error, axis=1) ** 2).mean() + (jnp.diff(error, axis=2) ** 2).mean()
-    square = (error**2).mean()
-    return square + edge_weight * edges, square
+    return ((model.paint(params, form, colour, config) - pixels) ** 2).mean()
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames=("params", "state"))
-def _update(params: Any, state: Any, images: jax.Array, rate: float, decay: float, edge_weight: float, config: CodecConfig):
-    (value, square), gradient = jax.value_and_grad(loss, has_aux=True)(params, images, config, edge_weight)
+def _update(params: Any, state: Any, images: jax.Array, rate: float, decay: float, config: CodecConfig):
+    value, gradient = jax.value_and_grad(loss)(params, images, config)
     direction, state = _ADAM.update(gradient, state)
     params = jax.tree.map(lambda p, d: p - rate * d - (decay * p if p.ndim > 1 else 0), params, direction)
-    return params, state, (value, square)
+    return params, state, value
 
 
-def _progress(step: int, done: float, metrics: tuple[jax.Array, jax.Array]) -> Progress:
-    value, square = (float(m) for m in metrics)
-    return Progress(step, done, value, float(-10 * np.log10(max(square, 1e-12))))
+def _progress(step: int, done: float, value: jax.Array) -> Progress:
+    return Progress(step, done, float(value), float(-10 * np.log10(max(float(value), 1e-12))))
