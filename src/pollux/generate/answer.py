@@ -113,10 +113,14 @@ class Answer:
     def _look_for_stop_strings(self) -> None:
         if not self.sampling.stop:
             return
-        text = self._tail()
-        found = [at for at in (text.find(stop) for stop in self.sampling.stop) if at >= 0]
-        if found:
-            self._cut, self.finish_reason = min(found), "stop"
+        # A token has at least one byte, so a stop string that ends here lies within as many tokens as it has bytes.
+        longest = max(len(stop.encode()) for stop in self.sampling.stop)
+        recent = self._vocabulary.decode(self._ids[max(self._open_from, len(self._ids) - longest) :])
+        if any(stop in recent for stop in self.sampling.stop):
+            tail = self._tail()
+            found = [tail.index(stop) for stop in self.sampling.stop if stop in tail]
+            if found:
+                self._cut, self.finish_reason = min(found), "stop"
 
     def _certain(self, text: str) -> int:
         """Characters of an open text that stay as they are: not an unfinished UTF-8 sequence, not the start of a stop string."""
