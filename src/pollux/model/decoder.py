@@ -38,12 +38,16 @@ class _Context:
     soft_positions: Positions
 
 
-def hidden(params: Params, config: ModelConfig, inputs: Inputs, cache: Cache | None = None, dtype=jnp.float32) -> Output:
+def hidden(
+    params: Params, config: ModelConfig, inputs: Inputs, cache: Cache | None = None, dtype=jnp.float32, unroll: int | None = None
+) -> Output:
     """Hidden states of all positions.
 
     Without a cache, rows may be packed with documents and branches. With a cache (generation), each row continues one document:
     `inputs.position` counts from its first token, `inputs.segment` is 1 for tokens and 0 for the padding after them.
     dtype is that of the activations and products; norms, softmax and logits are float32 in any case.
+    unroll: groups per step of the scan; None = all of a small model on a CPU, where that is faster, else one, so that compile time
+    does not grow with depth.
     """
     x, soft, soft_index = _embed(params, config, inputs, dtype)
     B, T = inputs.ids.shape
@@ -70,7 +74,7 @@ def hidden(params: Params, config: ModelConfig, inputs: Inputs, cache: Cache | N
     new_groups: tuple[LayerCache, ...] = ()
     if config.num_groups:
         scanned = (params["groups"], None if cache is None else cache.groups)
-        (x, balance), new_groups = jax.lax.scan(group, (x, balance), scanned, unroll=_unroll(config))
+        (x, balance), new_groups = jax.lax.scan(group, (x, balance), scanned, unroll=unroll or _unroll(config))
     new_tail = []
     for i, layer in enumerate(config.tail):
         x, layer_cache, layer_balance = _layer(params["tail"][i], config, layer, x, context, None if cache is None else cache.tail[i])
@@ -93,7 +97,6 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 
 
 def _unroll(config: ModelConfig) -> int:
-    """Small models on a CPU run faster unrolled; otherwise compile time must not grow with depth."""
     return config.num_groups if jax.default_backend() == "cpu" and config.num_layers <= 12 else 1
 
 
@@ -152,7 +155,7 @@ def _layer(params: Params, config: ModelConfig, layer: LayerConfig, x, context: 
         x = add("attention", x, y)
         mixed, balance = mix(pre("feed_forward", x))
         x = add("feed_forward", x, mixed)
-    if layer.cross_attention:
+    if layer.cross_attention and context.soft.shape[1]:
         with jax.named_scope("cross_attention"):
             h = pre("cross_attention", x)
             y = _cross_attention(params["cross_attention"], config, layer.cross_attention, h, context)
@@ -167,7 +170,8 @@ def _cross_attention(params: Params, config: ModelConfig, a: AttentionConfig, x,
     a = replace(a, position="none", window=0, log_n_native=0)
     q, _, _ = project(params, a, x, context.positions.position, config.norm_eps)
     _, k, v = project(params, a, context.soft, context.soft_positions.position, config.norm_eps)
-    mask = additive_mask(visible(context.positions, context.soft_positions))
+    queries, keys = (replace(p, group=jnp.zeros_like(p.group)) for p in (context.positions, context.soft_positions))
+    mask = additive_mask(visible(queries, keys))
     return output(params, a, attend(q, k, v, mask, a.scale or a.head_dim**-0.5, a.soft_cap))
 
 

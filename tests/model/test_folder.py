@@ -1,0 +1,94 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pollux.model import family, folder, params
+from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig
+from pollux.tokens.config import ImageTokens, TokensConfig
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[ModelConfig, dict]:
+    layer = LayerConfig(AttentionConfig(2, 1, 4), FeedForwardConfig(8), ExpertsConfig(2, 1, 4), layer_scale=True)
+    config = ModelConfig("small", 11, 6, (layer,), 2, (layer,), tied=False)
+    return config, params.init(config, jax.random.key(0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_saved_folder_loads_as_the_same_model(small, tmp_path, dtype):
+    config, weights = small[0], jax.tree.map(lambda w: w.astype(dtype), small[1])
+    tokens = TokensConfig(image=ImageTokens(patch=8, stride=4, max_tokens=9))
+    folder.save(tmp_path, weights, config, tokens)
+    assert folder.load_config(tmp_path) == (config, tokens)
+    loaded = folder.load_params(tmp_path, config)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), loaded) == jax.tree.map(lambda a: (a.shape, a.dtype), weights)
+    assert folder.hash_params(loaded) == folder.hash_params(weights)
+
+
+def test_large_weights_are_written_in_shards_with_an_index(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "SHARD_BYTES", 700)
+    folder.save(tmp_path, small[1], small[0])
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2 and not (tmp_path / "model.safetensors").exists()
+    assert folder.hash_params(folder.load_params(tmp_path, small[0])) == folder.hash_params(small[1])
+
+
+def test_the_hash_changes_with_any_bit(small):
+    changed = jax.tree.map(lambda w: w, small[1])
+    changed["embed"] = changed["embed"].at[3, 2].set(np.nextafter(np.float32(changed["embed"][3, 2]), np.float32(9)))
+    assert folder.hash_params(changed) != folder.hash_params(small[1])
+
+
+def test_a_missing_or_misshapen_tensor_is_named(small, tmp_path):
+    folder.save(tmp_path, small[1], small[0])
+    with pytest.raises(ValueError, match="tensor embed .* has shape"):
+        folder.load_params(tmp_path, dataclasses.replace(small[0], vocab_size=12))
+    with pytest.raises(ValueError, match="no tensor groups.0.attention.q_norm|no tensor soft|no tensor tail.1"):
+        folder.load_params(tmp_path, dataclasses.replace(small[0], tail=small[0].tail * 2))
+    with pytest.raises(ValueError, match="no config.json"):
+        folder.load_config(tmp_path / "absent")
+
+
+def test_an_unknown_field_in_the_config_is_named(small, tmp_path):
+    folder.save(tmp_path, small[1], small[0])
+    data = json.loads((tmp_path / "config.json").read_text())
+    data["model"]["pattern"][0]["attention"]["magic"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="AttentionConfig has no field magic"):
+        folder.load_config(tmp_path)
+
+
+def test_count_is_the_size_of_the_initialised_parameters(small):
+    assert params.count(small[0]) == sum(w.size for w in jax.tree.leaves(small[1])) == sum(params.count_by_part(small[0]).values())
+
+
+def test_nano_sizes_are_the_published_ones():
+    assert params.count(family.nano_1()) == pytest.approx(1.8e9, rel=0.02)
+    assert params.count(family.nano_2()) == pytest.approx(3.25e9, rel=0.02)
+    assert params.count(family.mini()) == pytest.approx(60e6, rel=0.1)
+
+
+def test_flops_per_token_count_every_product():
+    layer = LayerConfig(AttentionConfig(2, 1, 4, window=3), FeedForwardConfig(8))
+    config = ModelConfig("small", 11, 6, (layer,), 2)
+    products = 2 * 6 * 8 + 2 * 2 * 6 * 4 + 2 * 8 * 6 + 3 * 2 * 6 * 8  # q, k and v, o, gated feed-forward
+    scores = 2 * 2 * 3 * 2 * 4  # q k and p v over a window of 3, two heads of 4
+    assert params.flops_per_token(config, context=100) == 2 * (products + scores) + 2 * 6 * 11
+
+
+def test_kv_bytes_count_global_and_local_layers_apart():
+    local = LayerConfig(AttentionConfig(4, 1, 8, window=16), FeedForwardConfig(8))
+    full = LayerConfig(AttentionConfig(4, 2, 8), FeedForwardConfig(8))
+    config = ModelConfig("small", 11, 6, (local, full), 3)
+    assert params.kv_bytes_per_token(config) == {"local": 3 * 2 * 8 * 2, "global": 3 * 2 * 2 * 8 * 2}
+
+
+def test_initial_values_of_a_parameter_do_not_depend_on_the_others():
+    one = params.init(family.tiny(64), jax.random.key(0))
+    other = params.init(dataclasses.replace(family.tiny(64), soft_inputs=()), jax.random.key(0))
+    np.testing.assert_array_equal(one["groups"][0]["attention"]["q"], other["groups"][0]["attention"]["q"])
+    std = float(jnp.std(one["groups"][0]["feed_forward"]["down"]))
+    assert std == pytest.approx(384**-0.5, rel=0.05)
