@@ -1,7 +1,10 @@
 """Decoding real image files against what went into them; and refusing bad ones."""
 
+import functools
+import http.server
 import io
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -133,6 +136,26 @@ def test_a_pillow_image_from_a_file_keeps_its_rotation(tmp_path):
     file = io.BytesIO()
     PIL.Image.fromarray(PIXELS).save(file, "PNG", exif=exif)
     assert Image(PIL.Image.open(file)).pixels().shape == (20, 12, 3)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(address, folder) of a web server on this machine."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}", tmp_path
+        serving.shutdown()
+
+
+def test_a_picture_is_read_from_the_web_within_the_limits(server):
+    address, folder = server
+    PIL.Image.fromarray(PIXELS).save(folder / "cat.png")
+    np.testing.assert_array_equal(Image(f"{address}/cat.png").pixels(), PIXELS)
+    with pytest.raises(MediaError, match="cat.png is larger than the limit of 10 bytes"):
+        Image(f"{address}/cat.png").pixels(Limits(max_bytes=10))
+    with pytest.raises(MediaError, match="dog.png does not exist"):
+        Image(f"{address}/dog.png").pixels()
 
 
 def test_noise_is_no_medium():
