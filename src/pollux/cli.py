@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"pollux: there is no verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    # numpy's matrix products here are small, and its threads would spin against those of XLA.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         importlib.import_module(f"pollux.commands.{verb}").main(rest)
     except (ValueError, OSError) as error:

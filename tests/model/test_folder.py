@@ -91,4 +91,4 @@ def test_initial_values_of_a_parameter_do_not_depend_on_the_others():
     other = params.init(dataclasses.replace(family.tiny(64), soft_inputs=()), jax.random.key(0))
     np.testing.assert_array_equal(one["groups"][0]["attention"]["q"], other["groups"][0]["attention"]["q"])
     std = float(jnp.std(one["groups"][0]["feed_forward"]["down"]))
-    assert std == pytest.approx(384**-0.5, rel=0.05)
+    assert std == pytest.approx(512**-0.5, rel=0.05)

@@ -27,7 +27,7 @@ def pattern(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    hidden: int,
+    feed_forward: FeedForwardConfig | int,
     *,
     local: int = 5,
     window: int = 1024,
@@ -35,11 +35,14 @@ def pattern(
     parallel: bool = False,
     experts: ExpertsConfig | None = None,
 ) -> tuple[LayerConfig, ...]:
-    """`local` sliding-window layers with RoPE, then one global layer without position whose queries scale with log n."""
-    feed_forward = FeedForwardConfig(hidden)
+    """`local` sliding-window layers with RoPE, then one global layer without position whose queries scale with log n.
+
+    A number for `feed_forward` is the hidden size of a gated GELU.
+    """
+    dense = FeedForwardConfig(feed_forward) if isinstance(feed_forward, int) else feed_forward
 
     def layer(attention: AttentionConfig) -> LayerConfig:
-        return LayerConfig(attention, feed_forward, experts, parallel)
+        return LayerConfig(attention, dense, experts, parallel)
 
     near = AttentionConfig(num_heads, num_kv_heads, head_dim, window=window)
     far = AttentionConfig(num_heads, num_kv_heads, head_dim, position="none", log_n_native=native)
@@ -47,10 +50,14 @@ def pattern(
 
 
 def tiny(vocab_size: int = 1024, tokens: TokensConfig | None = None) -> ModelConfig:
-    """The quick-start model: about 1 M parameters, small enough to learn on two cores in minutes."""
-    block = pattern(4, 1, 32, 384, local=1, window=128, native=2048)
+    """The quick-start model: about 2 M parameters, small enough to learn on two cores in minutes.
+
+    Squared ReLU without a gate and no norms after the sub-blocks: on a CPU they save a quarter of a step.
+    """
+    feed_forward = FeedForwardConfig(512, "relu2", gated=False)
+    block = pattern(4, 1, 32, feed_forward, local=1, window=128, native=2048)
     inputs = soft_inputs(tokens or TokensConfig(), hidden=256, grid=16)
-    return ModelConfig("tiny", vocab_size, 128, block, num_groups=2, soft_inputs=inputs, max_positions=2048)
+    return ModelConfig("tiny", vocab_size, 128, block, num_groups=2, soft_inputs=inputs, post_norm=False, max_positions=2048)
 
 
 def mini(vocab_size: int = 16_384, tokens: TokensConfig | None = None) -> ModelConfig:

@@ -1,0 +1,82 @@
+"""The main job: a small model that captions, answers, transcribes, follows clips and draws, from nothing, on two cores.
+
+    pollux quickstart --minutes 10
+
+The time goes to, in order: a tokeniser and the spoken phrases (about 15 s), an image codec (a tenth), the decoder (two thirds), the
+evaluation. Expected accuracies are in docs/lab-notes.md.
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from pollux.data.mixture import DataConfig, SourceConfig
+from pollux.data.world import World, WorldConfig, render, sample_scene, stream
+from pollux.model.family import tiny
+from pollux.recipes import trained_vocabulary
+from pollux.tokens.codec import CodecConfig, CodecTraining, Progress
+from pollux.tokens.codec import train as train_codec
+from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
+from pollux.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+
+# Patches overlap and do not line up with the world's grid; sounds and clips take few tokens, since a step's cost is its tokens.
+TOKENS = TokensConfig(
+    ImageTokens(patch=16, stride=8, max_tokens=36),
+    AudioTokens(stack=8, max_tokens=128, two_way=True),
+    VideoTokens(fps=2.0, max_frames=6, patch=20, stride=12, max_tokens=16),
+)
+WEIGHTS = {
+    "picture": 0.19,
+    "clip": 0.10,
+    "draw": 0.29,
+    "speech": 0.28,
+    "spoken_question": 0.03,
+    "few_shot": 0.015,
+    "arithmetic": 0.05,
+    "story": 0.05,
+}
+
+
+def recipe(minutes: float = 10.0, work: Path | None = None) -> TrainConfig:
+    """A run of the decoder that leaves time, within `minutes`, for what comes before and after it.
+
+    Args:
+        minutes: Time for everything.
+        work: Folder for the tokeniser and the codec; a new temporary one by default, so that nothing is left of an earlier run.
+    """
+    work = work or Path(tempfile.mkdtemp(prefix="pollux-quickstart-"))
+    world = WorldConfig(clip_questions=6)
+    vocabulary = trained_vocabulary(work / "tokenizer", lambda: World(world).text_sample(4000), 512)
+    codec = train_codec(_drawings(world), CodecConfig(), CodecTraining(seconds=6 * minutes), _print_progress)
+    codec.save(work / "codec")
+    return TrainConfig(
+        model=tiny(vocabulary.size + sum(codec.levels), TOKENS),
+        tokens=TOKENS,
+        data=DataConfig(tuple(SourceConfig("world", task, weight=weight) for task, weight in WEIGHTS.items()), world=world),
+        vocabulary=str(work / "tokenizer"),
+        codec=str(work / "codec"),
+        rows=7,
+        row_length=288,
+        targets_per_row=128,
+        soft_per_row={"image": 144, "audio": 128, "video": 96},
+        minutes=0.66 * minutes,
+        optimizer=OptimizerConfig(learning_rate=3e-3, matrix_learning_rate=1e-2),
+        schedule=ScheduleConfig(warmup=50, decay=0.5),
+        ema=0.99,
+        log_every=25,
+        checkpoint_every=0,
+    )
+
+
+def _drawings(world: WorldConfig, batch: int = 16):
+    """Batches of pictures uint8 [batch, 48, 48, 3] without held-out pairs."""
+    for step in itertools.count():
+        scenes = (sample_scene(stream(world.seed, "codec", step, i), world.drawing, False) for i in range(batch))
+        yield np.stack([render(scene) for scene in scenes])
+
+
+def _print_progress(progress: Progress) -> None:
+    if progress.step % 500 == 0:
+        print(f"codec: step {progress.step}, {progress.done:.0%} of its time, PSNR {progress.psnr:.1f} dB", flush=True)
