@@ -17,7 +17,7 @@ MAX_LINES = 400
 def import_order() -> dict[str, int]:
     """Rank of each part of the package, read from the order that the architecture page states."""
     page = (ROOT / "docs" / "architecture.md").read_text()
-    stated = re.search(r"`(media, content <.*?)`", page, re.DOTALL)
+    stated = re.search(r"`([a-z, ]*media, content <.*?)`", page, re.DOTALL)
     assert stated, "docs/architecture.md no longer states the import order"
     names = [re.findall(r"[a-z]+", part) for part in stated[1].replace("recipes of the package", "recipes").split("<")]
     ranks = {name: rank for rank, group in enumerate(names) for name in group}

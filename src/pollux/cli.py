@@ -15,7 +15,7 @@ VERBS = {
     "train": "train a model from a recipe",
     "tokenizer": "train a text tokeniser on your files",
     "codec": "train the image codec that lets a model draw",
-    "data": "show the documents of the world, of a folder or of a recipe",
+    "data": "show the documents of the world, of a folder or of a step of a run",
     "model": "show a model's size and cost, hash its weights or write a random one",
     "tokens": "count the tokens of files per modality",
     "generate": "answer one prompt of text, images, sound and video",

@@ -38,6 +38,7 @@ def config(home: Path, **changes) -> TrainConfig:
         rows=2,
         row_length=64,
         targets_per_row=64,
+        accumulation=2,
         steps=12,
         ema=0.9,
         log_every=2,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,14 @@ import numpy as np
 import pytest
 import short_run
 
+from pollux.cli import main
 from pollux.data.batches import Batches
+from pollux.data.mixture import DataConfig, SourceConfig
+from pollux.tokens.sequence import Batch
 from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import loop, metrics, schedule
 from pollux.train.divergence import BAD_BATCH, Diverged, fault, load_batch
+from pollux.train.reading import replay
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +51,18 @@ def untimed(out: Path) -> list[dict]:
 
 def checkpoint_steps(out: Path) -> list[int]:
     return sorted(int(folder.name) for folder in (out / "checkpoints").iterdir() if folder.name.isdigit())
+
+
+def steps_of(config, home) -> list[list[Batch]]:
+    """The batches of each step of a run, made afresh."""
+    capacities = dict(rows=config.rows, row_length=config.row_length, targets_per_row=config.targets_per_row, soft_per_row={})
+    batches = iter(Batches(config.data, config.tokens, Vocabulary.load(home), **capacities, prefetch=0))
+    return [[next(batches) for _ in range(config.accumulation)] for _ in range(config.steps)]
+
+
+def assert_same_batch(one: Batch, expected: list[Batch]):
+    for i, batch in enumerate(expected):
+        jax.tree.map(lambda saved, made, i=i: np.testing.assert_array_equal(saved[i], made), one, batch)
 
 
 def at_step(monkeypatch, wanted: int, action):
@@ -87,14 +105,38 @@ def test_sigterm_saves_the_step_and_the_run_continues_bit_for_bit(home, undistur
 
 def test_a_nan_stops_the_run_and_leaves_the_batch_of_that_step(home, tmp_path, monkeypatch):
     at_step(monkeypatch, 7, lambda factor: float("nan"))
-    with pytest.raises(Diverged, match=r"step 8: loss is nan; its batch is in .*bad_batch.npz; --resume repeats the steps from 7 to 8"):
+    with pytest.raises(Diverged, match=r"step 8: loss is nan; its batch is in .*bad_batch.npz, .*; --resume repeats the steps from 7 to 8"):
         loop.run(short_run.config(home), tmp_path)
     assert checkpoint_steps(tmp_path)[-1] == 6, "nothing was saved after the last good step"
     config = short_run.config(home)
-    capacities = dict(rows=config.rows, row_length=config.row_length, targets_per_row=config.targets_per_row, soft_per_row={})
-    batches = iter(Batches(config.data, config.tokens, Vocabulary.load(home), **capacities, prefetch=0))
-    expected = [next(batches) for _ in range(8)][-1]
-    jax.tree.map(lambda saved, made: np.testing.assert_array_equal(saved[0], made), load_batch(tmp_path / BAD_BATCH), expected)
+    assert_same_batch(load_batch(tmp_path / BAD_BATCH), steps_of(config, home)[7])
+
+
+def test_what_any_step_read_can_be_read_again(home, undisturbed):
+    made = steps_of(short_run.config(home), home)
+    for step in (1, 7, 12):
+        assert_same_batch(replay(undisturbed, step)[0], made[step - 1])
+    for step in (0, 13):
+        with pytest.raises(ValueError, match=f"has no step {step} so far; its first step is 1"):
+            replay(undisturbed, step)
+
+
+def test_a_step_is_spelled_out_and_saved_by_the_command(undisturbed, tmp_path, capsys):
+    assert main(["data", str(undisturbed), "--step", "7", "--out", str(tmp_path)]) == 0
+    assert re.search(r"row 0, document 1: <bos>Number \d+ comes before \d+, and \d+ is its square.<eos>", capsys.readouterr().out)
+    jax.tree.map(np.testing.assert_array_equal, load_batch(tmp_path / "step-7.npz"), replay(undisturbed, 7)[0])
+    assert main(["data", str(tmp_path), "--step", "7"]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_a_list_of_the_documents_that_it_could_not_use(home, tmp_path, capsys):
+    texts = tmp_path / "texts"
+    shutil.copytree(home / "texts", texts)
+    (texts / "broken.png").write_bytes(b"no picture")
+    (texts / "broken.txt").write_text("a caption")
+    data = DataConfig((SourceConfig("folder", path=str(texts)),))
+    loop.run(short_run.config(home, data=data, steps=8), tmp_path / "run")
+    assert re.search(r"documents that could not be used: 1\n    .*broken.png: image .*broken.png is broken", capsys.readouterr().out)
 
 
 def test_a_loss_far_above_a_uniform_guess_counts_as_divergence(home):
@@ -145,6 +187,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(home, tmp_path):
 
 def test_a_time_budget_ends_the_run(home, tmp_path):
     model = loop.run(short_run.config(home, steps=0, minutes=0.02, log_every=1, checkpoint_every=0), tmp_path)
-    lines = metrics.read(tmp_path)
-    assert lines[-1]["seconds"] >= 0.02 * 60 > (lines[-2]["seconds"] if len(lines) > 1 else 0)
+    seconds = [line["seconds"] for line in metrics.read(tmp_path)]
+    assert seconds[-1] >= 0.02 * 60
+    assert all(before < 0.02 * 60 for before in seconds[:-2])  # a step is logged while the next one runs
     assert short_run.hash_of(model)

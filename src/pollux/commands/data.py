@@ -1,4 +1,4 @@
-"""`pollux data`: what a run would read from the world or from a folder."""
+"""`pollux data`: what a run would read from the world or from a folder, and what a step of a run has read."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def data(
     task: tuple[Literal["picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story"], ...] = (),
     show: int = 1,
     count: int = 100,
+    step: int | None = None,
     out: Path | None = None,
 ) -> None:
     """Show what a source of documents holds: a few documents as text, and how much there is in the first ones.
@@ -29,13 +30,19 @@ def data(
 
     Example: pollux data my-folder --show 5 --out look
 
+    Example: pollux data runs/smoke --step 40
+
     Args:
-        source: The word world, or a folder.
+        source: The word world, a folder, or with --step the folder of a run.
         task: Tasks of the world to show; all if none is named.
         show: Documents to print from each source.
         count: Documents to count from each source.
-        out: Folder that receives the printed documents as documents.jsonl with their media as files.
+        step: Show what this step of a run has read, rebuilt exactly; the first step is 1.
+        out: Folder that receives what is shown: documents.jsonl with media as files, or step-N.npz with the arrays of a step.
     """
+    if step is not None:
+        show_step(Path(source), step, out)
+        return
     shown: list[Document] = []
     for name, opened in _sources(source, task).items():
         documents = list(sample(opened, show))
@@ -46,6 +53,20 @@ def data(
     if out is not None:
         write_jsonl(out / "documents.jsonl", shown, out / "media")
         print(f"{out / 'documents.jsonl'}: {len(shown)} documents")
+
+
+def show_step(run: Path, step: int, out: Path | None) -> None:
+    """Print what a step of a run has read and, if `out` is given, write its arrays there. Raises ValueError if there was no such step."""
+    from pollux.train.divergence import save_batch
+    from pollux.train.reading import replay, spell
+
+    batch, vocabulary = replay(run, step)
+    for line in spell(batch, vocabulary):
+        print(line)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        save_batch(out / f"step-{step}.npz", batch)
+        print(out / f"step-{step}.npz")
 
 
 def _sources(source: str, task: tuple[str, ...]) -> dict[str, Source]:

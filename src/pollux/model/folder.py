@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params, Spec, declare, is_spec
-from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
+from pollux.tokens.config import TokensConfig
 
 SHARD_BYTES = 4 * 2**30
 INDEX = "model.safetensors.index.json"
@@ -72,9 +72,7 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, TokensConfig]:
     data = json.loads(path.read_text())
     if "model" not in data:
         raise ValueError(f"{path} has no 'model' entry: it was not written by pollux")
-    tokens = data.get("tokens", {})
-    parts = {"image": ImageTokens, "audio": AudioTokens, "video": VideoTokens}
-    return ModelConfig.from_json(data["model"]), TokensConfig(**{key: parts[key](**value) for key, value in tokens.items()})
+    return ModelConfig.from_json(data["model"]), TokensConfig.from_json(data.get("tokens", {}))
 
 
 def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:

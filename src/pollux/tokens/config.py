@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class TokensConfig:
     image: ImageTokens = field(default_factory=ImageTokens)
     audio: AudioTokens = field(default_factory=AudioTokens)
     video: VideoTokens = field(default_factory=VideoTokens)
+
+    @classmethod
+    def from_json(cls, data: dict[str, dict[str, Any]]) -> TokensConfig:
+        """Inverse of dataclasses.asdict; what is missing has its default."""
+        parts = {"image": ImageTokens, "audio": AudioTokens, "video": VideoTokens}
+        return cls(**{name: parts[name](**part) for name, part in data.items()})
 
 
 def _require_patches(config: ImageTokens | VideoTokens) -> None:

@@ -139,3 +139,16 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrainConfig:
+        """Inverse of to_json, also after a trip through a file."""
+        parts = {
+            "model": ModelConfig.from_json(data["model"]),
+            "tokens": TokensConfig.from_json(data["tokens"]),
+            "data": DataConfig.from_json(data["data"]),
+            "optimizer": OptimizerConfig(**data["optimizer"]),
+            "schedule": ScheduleConfig(**data["schedule"]),
+            "loss": LossConfig(**data["loss"]),
+        }
+        return cls(**data | parts)

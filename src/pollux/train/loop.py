@@ -1,38 +1,35 @@
 """The run: draws batches, dispatches steps, logs, checkpoints, stops well, and leaves a model folder.
 
 Step n is a function of (config, n): parameters start from the seed, batches follow from seed and position, nothing else is random. So a run
-that was killed continues bit for bit from its newest checkpoint. Files under OUT: config.json, metrics.jsonl,
+that was killed continues bit for bit from its newest checkpoint. Files under OUT: config.json, metrics.jsonl, data_states.jsonl,
 tensorboard/, checkpoints/, report.html, model/.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from pollux.data.batches import Batches
+from pollux.compilation import use_compilation_cache
+from pollux.data.batches import log_state
 from pollux.model import folder
 from pollux.tokens.sequence import Batch
-from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import divergence, metrics, schedule
 from pollux.train.checkpoint import Checkpoints
 from pollux.train.config import TrainConfig
 from pollux.train.progress import ProgressLine, peak_flops, step_flops
+from pollux.train.reading import STATES, open_batches, open_vocabulary, stack
 from pollux.train.report import Sample, write_report
 from pollux.train.step import initial_state, make_step
-
-if TYPE_CHECKING:
-    from pollux.tokens.codec import Codec
 
 
 def run(config: TrainConfig, out: str | Path, resume: bool = False, samples: Callable[[Path], Sequence[Sample]] | None = None) -> Path:
@@ -41,7 +38,7 @@ def run(config: TrainConfig, out: str | Path, resume: bool = False, samples: Cal
     resume: continue from the newest checkpoint in `out`, or begin if there is none yet.
     samples: called with the finished model folder; what it returns is shown in OUT/report.html.
     Raises ValueError if `out` holds another run, Diverged when the loss does, and KeyboardInterrupt after
-    SIGINT or SIGTERM, when the finished step has been saved.
+    SIGINT or SIGTERM, when the finished step has been saved. Documents that could not be used are listed at the end.
     """
     out = Path(out)
     use_compilation_cache()
@@ -58,17 +55,6 @@ def run(config: TrainConfig, out: str | Path, resume: bool = False, samples: Cal
     return model
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs under $POLLUX_CACHE (default ~/.cache/pollux), so that a second start skips compilation.
-
-    A cache that was chosen through JAX's own settings stays.
-    """
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        root = Path(os.environ.get("POLLUX_CACHE") or Path.home() / ".cache" / "pollux")
-        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 class _Trainer:
     """A run between its start (or checkpoint) and its end."""
 
@@ -79,11 +65,9 @@ class _Trainer:
             raise ValueError(
                 f"{out} already holds a run (checkpoint of step {self.step}): add --resume to continue it, or choose another folder"
             )
-        self.codec = _load_codec(config)
-        self.vocabulary = Vocabulary.load(config.vocabulary, self.codec.levels if self.codec else ())
-        if self.vocabulary.size > config.model.vocab_size:
-            raise ValueError(f"the vocabulary has {self.vocabulary.size} ids, but model.vocab_size is {config.model.vocab_size}")
-        self.batches = iter(_dataset(config, self.vocabulary, self.codec))
+        self.vocabulary, self.codec = open_vocabulary(config)
+        self.dataset = open_batches(config, self.vocabulary, self.codec)
+        self.batches = iter(self.dataset)
         progress: dict[str, Any] = {}
         if self.step:
             _check_same_run(config, json.loads((out / "config.json").read_text()))
@@ -120,7 +104,7 @@ class _Trainer:
         pending: tuple[int, Batch, dict[str, jax.Array]] | None = None
         with ProgressLine() as self.line:
             while not self.finished and not stop_requested.is_set():
-                batch = _stack([next(self.batches) for _ in range(config.accumulation)])
+                batch = stack([self._read() for _ in range(config.accumulation)])
                 factor = np.float32(schedule.factor(config.schedule, self.step + 1, self.share_after(self.step), config.model.d_model))
                 self.state, new = step_function(self.state, batch, factor)
                 self.step += 1
@@ -137,6 +121,11 @@ class _Trainer:
             self._save()
         self.checkpoints.wait()
 
+    def _read(self) -> Batch:
+        """The next batch; the state before it is logged, so that it can be read again."""
+        log_state(self.out / STATES, self.batches.get_state())
+        return next(self.batches)
+
     def _record(self, step: int, batch: Batch, device_metrics: dict[str, jax.Array]) -> None:
         """Read the metrics of a step, stop the run if they are bad, and log them when it is time."""
         values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
@@ -144,7 +133,8 @@ class _Trainer:
         if reason:
             divergence.save_batch(self.out / divergence.BAD_BATCH, batch)
             raise divergence.Diverged(
-                f"step {step}: {reason}; its batch is in {self.out / divergence.BAD_BATCH}; "
+                f"step {step}: {reason}; its batch is in {self.out / divergence.BAD_BATCH}, "
+                f"`pollux data {self.out} --step {step}` spells it out; "
                 f"--resume repeats the steps from {self.saved + 1} to {step} bit for bit"
             )
         self.window.add(values)
@@ -181,33 +171,10 @@ class _Trainer:
         self.log.close()
         self.batches.close()
         write_report(self.out, self.config)
-
-
-def _load_codec(config: TrainConfig) -> Codec | None:
-    if not config.codec:
-        return None
-    from pollux.tokens.codec import Codec
-
-    return Codec.load(config.codec)
-
-
-def _dataset(config: TrainConfig, vocabulary: Vocabulary, codec: Codec | None) -> Batches:
-    return Batches(
-        config.data,
-        config.tokens,
-        vocabulary,
-        codec,
-        rows=config.rows,
-        row_length=config.row_length,
-        targets_per_row=config.targets_per_row,
-        soft_per_row=config.soft_per_row,
-        seed=config.seed,
-        workers=config.workers,
-    )
-
-
-def _stack(batches: list[Batch]) -> Batch:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        if self.dataset.left_out:
+            print(f"documents that could not be used: {len(self.dataset.left_out)}")
+            for origin, reason in self.dataset.left_out.items():
+                print(f"    {origin}: {reason}")
 
 
 def _check_same_run(config: TrainConfig, before: dict[str, Any]) -> None:
