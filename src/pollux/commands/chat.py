@@ -12,6 +12,7 @@ import tyro
 import pollux
 from pollux.commands.pictures import preview, save_pictures
 from pollux.commands.settings import SamplingFlags, Settings
+from pollux.compilation import use_compilation_cache
 from pollux.content import Audio, Content, Image, Part, Text, Video
 from pollux.generate.chat import Chat
 
@@ -32,6 +33,7 @@ def chat(folder: tyro.conf.Positional[Path], /, out: Path = Path("."), sampling:
         folder: Model folder.
         out: Folder for drawn pictures.
     """
+    use_compilation_cache()
     terminal = Terminal(Chat(pollux.load(folder)), out, sampling)
     print(COMMANDS)
     while (line := _read_line()) is not None:

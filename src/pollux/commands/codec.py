@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from pollux.compilation import use_compilation_cache
 from pollux.content import Image
 from pollux.data.world import WorldConfig, render, sample_scene, stream
 from pollux.media import media_kind
@@ -53,6 +54,7 @@ def train(
         learning_rate: Highest learning rate of AdamW.
         seed: Seed of the weights and of the order of the pictures.
     """
+    use_compilation_cache()
     if batch < 1:
         raise ValueError(f"batch {batch} must be at least 1 picture")
     config = CodecConfig(size, patch, 2 * patch, form_levels, colour_levels, hidden)

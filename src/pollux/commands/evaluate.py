@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 import pollux
+from pollux.compilation import use_compilation_cache
 from pollux.data.world import World
 from pollux.evaluate import page
 from pollux.evaluate.world import ITEMS, TASKS
@@ -32,6 +33,7 @@ def evaluate(
         guidance: Strength of classifier-free guidance in drawings; 1 is none.
         out: Folder for report.json and report.html; FOLDER/evaluation if not given.
     """
+    use_compilation_cache()
     evaluation = evaluate_world(pollux.load(folder), World(), tasks, items, guidance, lambda line: print(line, flush=True))
     out = out or folder / "evaluation"
     page.write(out, evaluation.report, evaluation.bars, evaluation.examples)

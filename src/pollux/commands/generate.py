@@ -9,6 +9,7 @@ import tyro
 import pollux
 from pollux.commands.pictures import save_pictures
 from pollux.commands.settings import SamplingFlags, Settings
+from pollux.compilation import use_compilation_cache
 from pollux.content import Audio, Content, Image, Part, Text, Video
 
 Paths = tyro.conf.UseAppendAction[tuple[Path, ...]]
@@ -36,6 +37,7 @@ def generate(
         video: Video file; may be given several times.
         out: Folder for drawn pictures.
     """
+    use_compilation_cache()
     parts: list[Part] = [*map(Image, image), *map(Audio, audio), *map(Video, video), Text(prompt)]
     result = pollux.load(folder).generate(Content("user", tuple(parts)), **sampling.given())
     if result.text:

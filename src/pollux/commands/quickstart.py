@@ -11,6 +11,7 @@ import tyro
 
 import pollux
 from pollux.commands.train import load_recipe
+from pollux.compilation import use_compilation_cache
 from pollux.data.world import World
 from pollux.evaluate import page
 from pollux.evaluate.world import ITEMS, TASKS, evaluate
@@ -30,6 +31,7 @@ def quickstart(minutes: float = 10.0, out: Path = Path("runs/quickstart"), items
         items: Held-out items of each task.
     """
     start = time.perf_counter()
+    use_compilation_cache()
     _move_aside(out)
     config = load_recipe("quickstart")(minutes=minutes)
     model = loop.run(config, out)
