@@ -10,6 +10,8 @@ import importlib
 import os
 import sys
 
+from pollux.commands.memory import keep_freed_memory
+
 VERBS = {
     "quickstart": "train a small model on the built-in world, judge it on held-out data and write report.html",
     "train": "train a model from a recipe",
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # numpy's matrix products here are small, and its threads would spin against those of XLA.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    keep_freed_memory()
     try:
         importlib.import_module(f"pollux.commands.{verb}").main(rest)
     except (ValueError, OSError) as error:
