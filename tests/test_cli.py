@@ -237,7 +237,7 @@ def test_quickstart_ends_with_a_model_and_a_report_of_every_figure(tmp_path, mon
     assert code == 0, out
     assert (tmp_path / "run-1").is_dir()  # what was there before
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    figures = {"caption_exact", "caption_exact_seen", "vqa_exact", "speech_wer", "video_exact", "draw_correct"}
+    figures = {"caption_exact", "caption_exact_seen", "caption_exact_shuffled", "vqa_exact", "speech_wer", "video_exact", "draw_correct"}
     assert {"minutes", "parameters", "chance", "vqa_by_type", "video_by_type"} | figures <= set(report)
     for page in ("report.html", "training.html"):
         assert "<html" in (tmp_path / "run" / page).read_text()

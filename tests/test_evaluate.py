@@ -13,7 +13,7 @@ from pollux.data.world.clips import QUESTIONS as CLIP_QUESTIONS
 from pollux.data.world.grammar import QUESTIONS
 from pollux.evaluate.page import Bar, Example, write
 from pollux.evaluate.score import majority, normal, word_error_rate, word_errors
-from pollux.evaluate.world import evaluate
+from pollux.evaluate.world import evaluate, shuffle_pixels
 from pollux.generate.answer import Result, Usage
 from pollux.media import VideoArray
 from pollux.model.family import tiny
@@ -113,7 +113,7 @@ class OpenWorld(World):
 
 
 class Oracle:
-    """A model that looks the right answers up, and is wrong on the items whose number `wrong` accepts."""
+    """Knows the right answers to the very items of the world, and is wrong on those whose number `wrong` accepts and on all others."""
 
     def __init__(self, world, wrong=lambda number: False):
         self.world, self.wrong, self.config = world, wrong, tiny()
@@ -122,11 +122,11 @@ class Oracle:
         self.codec = Codec(codec, init(codec, seed=0))
 
     def generate_many(self, prompts, **sampling):
-        assert [prompt for prompt in prompts] == [item.contents for _, item in self.world.asked]
-        return [self.result(number, task, item) for number, (task, item) in enumerate(self.world.asked)]
+        known = {id(item.contents): (number, task, item) for number, (task, item) in enumerate(self.world.asked)}
+        return [self.result(*known.get(id(prompt), (None, "", None))) for prompt in prompts]
 
     def result(self, number, task, item):
-        if self.wrong(number):
+        if item is None or self.wrong(number):
             parts = (Text("nothing"),)
         elif task == "draw":
             parts = (Image(render(item.truth)),)
@@ -145,6 +145,7 @@ def test_a_model_that_is_always_right_scores_one_and_chance_is_far_below():
     assert {name: report[name] for name in FIGURES[:-1]} == dict.fromkeys(FIGURES[:-1], 1.0)
     assert report["draw_correct"] > 0.95  # the judge of drawings looks at pixels, its own error is not the model's
     assert report["speech_wer"] == 0
+    assert report["caption_exact_shuffled"] == 0
     assert report["chance"]["vqa"] < 0.6 and report["chance"]["video"] < 0.6 and report["chance"]["draw"] < 0.01
     assert set(report["vqa_by_type"]) == set(QUESTIONS) == set(report["chance"]["vqa_by_type"])
     assert set(report["video_by_type"]) == set(CLIP_QUESTIONS)
@@ -156,6 +157,16 @@ def test_every_second_answer_wrong_scores_a_half():
     assert {name: report[name] for name in FIGURES[:-1]} == dict.fromkeys(FIGURES[:-1], 0.5)
     assert report["speech_wer"] == pytest.approx(0.5, abs=0.15)  # phrases differ in length
     assert 0.3 < report["draw_correct"] < 0.7
+
+
+def test_shuffled_pictures_keep_their_pixels_and_lose_their_order():
+    item = World().items("caption", 1)[0]
+    image, *words = item.contents[0].parts
+    shuffled, *same_words = shuffle_pixels(item).contents[0].parts
+    before, after = image.pixels(), shuffled.pixels()
+    assert same_words == words
+    np.testing.assert_array_equal(*(np.sort(pixels.reshape(-1, 3).astype(int) @ [1, 256, 65536]) for pixels in (before, after)))
+    assert (before != after).any(-1).mean() > 0.9
 
 
 def test_an_evaluation_is_a_page_of_its_own(tmp_path):

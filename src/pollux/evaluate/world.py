@@ -1,11 +1,12 @@
 """Scores of a model on the world: held-out items, each kind of question beside what guessing gets, drawings by an independent judge.
 
 Every figure is exact match of the normalised answer, except speech (word error rate) and drawing (share of requested objects with the
-right cell, colour and shape).
+right cell, colour and shape). Captions are also asked of pictures whose pixels are shuffled: a model that looks gets next to none right.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pollux.content import Content, Image
 from pollux.data.world import COLOURS, EVALUATIONS, SHAPES, Item, World, judge
 from pollux.data.world.scene import CELLS, Scene
 from pollux.evaluate.page import Bar, Example
@@ -25,6 +27,7 @@ from pollux.model.params import count
 TASKS = ("caption", "vqa", "speech", "clip", "draw")  # the default; the rest of EVALUATIONS can be asked for
 NAMES = {"clip": "video", "clip_caption": "video_caption"}  # of a task in a report, where it differs
 ITEMS = 320  # of each task and split: a multiple of the kinds of question times the two phrasings
+CONTROL = 100  # pictures shown with their pixels shuffled
 EXAMPLES = 8  # of each task on the page
 MARGIN = 8  # tokens beyond what the longest right answer takes
 CHANCE_TO_DRAW = 1 / (len(CELLS) * len(COLOURS) * len(SHAPES))  # of one object placed, coloured and shaped at random
@@ -62,7 +65,7 @@ class Evaluation:
 def evaluate(
     model: Model, world: World, tasks: Sequence[str] = TASKS, items: int = ITEMS, guidance: float = 1.0, log: Callable[[str], None] = print
 ) -> Evaluation:
-    """Score a model on `items` held-out items of each task, and captions also on pairs that training showed.
+    """Score a model on `items` held-out items of each task, and captions also on pairs that training showed and on shuffled pictures.
 
     Answers are greedy; guidance applies to drawings. `log` receives one line a task. Raises ValueError for an unknown task or a
     model that cannot do one.
@@ -91,6 +94,7 @@ def evaluate(
         if task == "speech":
             figures["speech_wer"] = _word_error_rate(outcome)
         if task == "caption":
+            figures["caption_exact_shuffled"] = run(model, task, [shuffle_pixels(case) for case in outcome.cases[:CONTROL]]).share
             figures["caption_exact_seen"] = run(model, task, world.items(task, items, "seen"), guidance).share
         report |= figures
         examples += _examples(name, outcome)
@@ -112,6 +116,20 @@ def run(model: Model, task: str, cases: Sequence[Item], guidance: float = 1.0) -
     blank = model.codec.encode(np.zeros((1, *model.codec.size, 3), np.uint8))
     results = model.generate_many(prompts, temperature=0, guidance=guidance, max_output_tokens=blank.size + MARGIN)
     return Outcome(cases, results, [_objects_right(case, r) for case, r in zip(cases, results, strict=True)])
+
+
+def shuffle_pixels(item: Item) -> Item:
+    """The same item with the pixels of each picture in a random order, the same at every call: colours stay, shapes and places go."""
+
+    def shuffled(image: Image) -> Image:
+        pixels = image.pixels()
+        return Image(np.random.default_rng(0).permutation(pixels.reshape(-1, 3)).reshape(pixels.shape))
+
+    contents = (
+        Content(content.role, tuple(shuffled(part) if isinstance(part, Image) else part for part in content.parts))
+        for content in item.contents
+    )
+    return dataclasses.replace(item, contents=tuple(contents))
 
 
 def _objects_right(case: Item, result: Result) -> list[bool]:
