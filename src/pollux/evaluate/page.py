@@ -38,7 +38,7 @@ body {
 h1 { margin: 0; font-size: 1.7rem }
 h2 { margin: 2.4rem 0 .8rem; font-size: 1.15rem }
 p { color: var(--soft); margin: .3rem 0 0 }
-.row { display: grid; grid-template-columns: 13rem 1fr 4rem; gap: .8rem; align-items: center; padding: .22rem 0 }
+.row { display: grid; grid-template-columns: min(13rem, 34%) 1fr 3.5rem; gap: .8rem; align-items: center; padding: .22rem 0 }
 .track { position: relative; height: .8rem; border-radius: .4rem; background: var(--line) }
 .fill { height: 100%; border-radius: .4rem; background: var(--bar) }
 .chance { position: absolute; top: -.2rem; bottom: -.2rem; width: 2px; background: var(--ink) }

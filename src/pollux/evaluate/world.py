@@ -94,8 +94,10 @@ def evaluate(
         if task == "speech":
             figures["speech_wer"] = _word_error_rate(outcome)
         if task == "caption":
-            figures["caption_exact_shuffled"] = run(model, task, [shuffle_pixels(case) for case in outcome.cases[:CONTROL]]).share
-            figures["caption_exact_seen"] = run(model, task, world.items(task, items, "seen"), guidance).share
+            shuffled = run(model, task, [shuffle_pixels(case) for case in outcome.cases[:CONTROL]]).share
+            seen = run(model, task, world.items(task, items, "seen")).share
+            figures |= {"caption_exact_seen": seen, "caption_exact_shuffled": shuffled}
+            overall += [Bar("caption, seen pairs", seen, chances[name]), Bar("caption, pixels shuffled", shuffled, chances[name])]
         report |= figures
         examples += _examples(name, outcome)
         log(f"{', '.join(f'{key} {value:.3f}' for key, value in figures.items())} ({time.perf_counter() - start:.0f} s)")

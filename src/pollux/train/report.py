@@ -29,7 +29,7 @@ TITLES = {
     "align": "InfoNCE, nats a pair",
     "loss": "Objective",
     "lm": "LM loss, nats a target",
-    "z": "mean log² Z",
+    "z": "Mean log² Z",
     "balance": "Expert balance",
     "grad_norm": "Gradient norm before clipping",
     "rate_factor": "Learning-rate factor",
@@ -48,12 +48,13 @@ body { margin: 0 auto; max-width: 1180px; padding: 40px 24px 64px; background: v
 h1 { font-size: 26px; font-weight: 650; letter-spacing: -.01em; margin: 0; }
 h2 { font-size: 17px; font-weight: 600; margin: 40px 0 14px; }
 .lead { color: var(--soft); margin: 4px 0 0; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 16px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); gap: 16px; }
 .samples { grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; margin: 0; }
 .card header { display: flex; justify-content: space-between; gap: 12px; font-size: 13px; color: var(--soft); }
 .card header b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
 .card p { margin: 8px 0 0; overflow-wrap: anywhere; }
+.card p:first-child { margin: 0; }
 .card .prompt { color: var(--soft); }
 .card img { width: 100%; max-width: 192px; image-rendering: pixelated; border-radius: 6px; margin-top: 8px; display: block; }
 svg { width: 100%; height: auto; display: block; margin-top: 6px; font: 10px system-ui, sans-serif; fill: var(--soft); }
