@@ -6,10 +6,11 @@ import torch
 from reference import gelu
 from reference import rms_norm as rms_norm_64
 
-from pollux.model.config import ExpertsConfig, FeedForwardConfig
+from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig, SoftInputConfig
 from pollux.model.experts import balance_loss, experts, route
-from pollux.model.layers import activation, feed_forward, layer_norm, rms_norm, sinusoids
+from pollux.model.layers import activation, embed_soft, feed_forward, layer_norm, rms_norm, sinusoids
 from pollux.model.matmul import matmul
+from pollux.tokens.sequence import SoftBatch
 
 rng = np.random.default_rng(0)
 
@@ -54,6 +55,37 @@ def test_feed_forwards_are_their_formulas():
     relu = feed_forward(params, FeedForwardConfig(12, "relu", gated=False, bias=True), jnp.float32(x))
     expected = np.maximum(0, x @ w["up"] + w["up_bias"]) @ w["down"] + w["down_bias"]
     np.testing.assert_allclose(relu, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("hidden", [0, 7])
+def test_soft_tokens_and_their_gradients_are_norm_linear_norm_of_torch(kind, hidden):
+    F, D = 6, 4
+    layer = LayerConfig(AttentionConfig(1, 1, 4), FeedForwardConfig(4))
+    config = ModelConfig("test", 8, D, (layer,), 1, norm=kind)
+    shapes = {"in_norm": F, "out_norm": D}
+    w = {name: {part: rng.normal(size=n) for part in ("scale", "bias")[: 2 if kind == "layer" else 1]} for name, n in shapes.items()}
+    w |= {"out": rng.normal(size=(hidden or F, D))} | ({"hidden": rng.normal(size=(F, hidden))} if hidden else {})
+    x, g = rng.normal(size=(2, 3, F)), rng.normal(size=(2, 3, D))
+    t = jax.tree.map(lambda a: torch.tensor(a, requires_grad=True), w)
+
+    def norm(x, p):
+        functions, size = torch.nn.functional, x.shape[-1:]
+        return functions.layer_norm(x, size, **_named(p), eps=1e-6) if kind == "layer" else functions.rms_norm(x, size, p["scale"], 1e-6)
+
+    y = norm(torch.tensor(x), t["in_norm"])
+    y = torch.nn.functional.gelu(y @ t["hidden"], approximate="tanh") if hidden else y
+    expected = norm(y @ t["out"], t["out_norm"])
+    expected.backward(torch.tensor(g))
+    batch = SoftBatch(jnp.float32(x), jnp.zeros((2, 3), jnp.int32), jnp.zeros((2, 3, 2), jnp.int32))
+    soft = SoftInputConfig("image", F, hidden)
+    out, pull = jax.vjp(lambda p: embed_soft(p, config, soft, batch, jnp.float32), jax.tree.map(jnp.float32, w))
+    np.testing.assert_allclose(out, expected.detach(), rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda got, tensor: np.testing.assert_allclose(got, tensor.grad, rtol=1e-3, atol=1e-3), pull(jnp.float32(g))[0], t)
+
+
+def _named(norm_params):
+    return {"weight": norm_params["scale"], "bias": norm_params["bias"]}
 
 
 def test_gradient_of_matmul_is_that_of_torch():

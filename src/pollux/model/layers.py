@@ -40,7 +40,7 @@ def activation(name: str, x: jax.Array) -> jax.Array:
         return jax.nn.gelu(x, approximate=True)
     if name == "silu":
         return jax.nn.silu(x)
-    relu = jnp.maximum(x, 0)
+    relu = jax.nn.relu(x)
     return relu * relu if name == "relu2" else relu
 
 
@@ -57,12 +57,21 @@ def feed_forward(params: Params, config: FeedForwardConfig, x_BTD: jax.Array) ->
     return out_BTD + params["down_bias"].astype(out_BTD.dtype) if config.bias else out_BTD
 
 
+def _norm_matmul(params: Params, config: ModelConfig, x: jax.Array, w: jax.Array) -> jax.Array:
+    """matmul(norm(x), w) with the norm's scale moved into w: raw features are wide and need no gradient, and so they get none."""
+    scaled = params["scale"][:, None] * w
+    if config.norm == "layer":
+        centred = layer_norm(x, jnp.ones(()), jnp.zeros(()), config.norm_eps)
+        return matmul(centred, scaled) + (params["bias"] @ w).astype(x.dtype)
+    return matmul(rms_norm(x, None, config.norm_eps), scaled)
+
+
 def embed_soft(params: Params, config: ModelConfig, soft: SoftInputConfig, batch: SoftBatch, dtype) -> jax.Array:
     """Raw features [B, N, F] -> soft tokens [B, N, D]: norm -> linear (or MLP) -> norm -> + row and column position."""
-    x = norm(params["in_norm"], config, batch.features.astype(dtype))
+    x = _norm_matmul(params["in_norm"], config, batch.features.astype(dtype), params["hidden" if soft.hidden else "out"])
     if soft.hidden:
-        x = activation("gelu", matmul(x, params["hidden"]))
-    x = norm(params["out_norm"], config, matmul(x, params["out"]))
+        x = matmul(activation("gelu", x), params["out"])
+    x = norm(params["out_norm"], config, x)
     if soft.grid:
         coord = jnp.clip(batch.coord, 0, soft.grid - 1)
         x += (params["row"][coord[..., 0]] + params["column"][coord[..., 1]]).astype(dtype)

@@ -1,7 +1,8 @@
 """The one product of activations with a weight: compute types, and a gradient laid out so that the CPU backend is fast.
 
-XLA's CPU backend prefers to transpose both operands of the weight gradient x^T g, which costs more than the product itself.
-Contracting rows and tokens as two dimensions, behind a barrier that keeps the transposes from being fused in, avoids it.
+XLA's CPU backend transposes both operands of the weight gradient x^T g, and walks them against their layout, which costs more than the
+product itself. One product per row, g^T x, whose operands stay small, and the sum over rows afterwards avoid it; the barriers keep
+XLA from fusing them into one product again.
 Shapes: x [..., K], w [K, N] -> [..., N].
 """
 
@@ -32,9 +33,14 @@ def _product_forward(x, w):
 
 def _product_backward(residual, g):
     x, w = residual
-    x_BTK, g_BTN = jax.lax.optimization_barrier((x.reshape(-1, *x.shape[-2:]), g.reshape(-1, *g.shape[-2:])))
-    d_w = jnp.einsum("btk,btn->kn", x_BTK, g_BTN, preferred_element_type=jnp.float32)
-    return _dot(g, w, 1), jax.lax.optimization_barrier(d_w).astype(w.dtype)
+    x_BTK, g_BTN = x.reshape(-1, *x.shape[-2:]), g.reshape(-1, *g.shape[-2:])
+    if jax.default_backend() == "cpu":
+        x_BTK, g_BTN = jax.lax.optimization_barrier((x_BTK, g_BTN))
+        d_w_BNK = jax.lax.optimization_barrier(jnp.einsum("btn,btk->bnk", g_BTN, x_BTK, preferred_element_type=jnp.float32))
+        d_w = jnp.sum(d_w_BNK, 0).T
+    else:
+        d_w = jnp.einsum("btk,btn->kn", x_BTK, g_BTN, preferred_element_type=jnp.float32)
+    return _dot(g, w, 1), d_w.astype(w.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
