@@ -29,7 +29,11 @@ def recipe(folder: Path, drawing: Path | None = None, vocab_size: int = 4096) ->
     tokenizer = Path("runs") / "tokenizers" / folder.resolve().name
     vocabulary = trained_vocabulary(tokenizer, lambda: texts(folder), vocab_size)
     codes = sum(Codec.load(drawing).levels) if drawing else 0
-    tokens = TokensConfig(ImageTokens(max_tokens=64), AudioTokens(max_tokens=750), VideoTokens(max_frames=8, max_tokens=16))
+    tokens = TokensConfig(
+        ImageTokens(max_tokens=64, standardise=True),
+        AudioTokens(max_tokens=750),
+        VideoTokens(max_frames=8, max_tokens=16, standardise=True),
+    )
     return TrainConfig(
         model=tiny(vocabulary.size + codes, tokens),
         tokens=tokens,

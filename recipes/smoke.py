@@ -19,7 +19,11 @@ def recipe() -> TrainConfig:
     world = WorldConfig(speech_clips=32, align_share=0.5, cache=str(RUNS / "speech"))
     folder = RUNS / "tokenizers" / "smoke"
     vocabulary = trained_vocabulary(folder, lambda: World(world).text_sample(2000), 512)
-    tokens = TokensConfig(ImageTokens(max_tokens=9), AudioTokens(max_tokens=128), VideoTokens(fps=2.0, max_frames=6, max_tokens=9))
+    tokens = TokensConfig(
+        ImageTokens(max_tokens=9, standardise=True),
+        AudioTokens(max_tokens=128),
+        VideoTokens(fps=2.0, max_frames=6, max_tokens=9, standardise=True),
+    )
     return TrainConfig(
         model=tiny(vocabulary.size, tokens),
         tokens=tokens,

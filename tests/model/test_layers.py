@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfi
 from pollux.model.experts import balance_loss, experts, route
 from pollux.model.layers import activation, embed_soft, feed_forward, layer_norm, rms_norm, sinusoids
 from pollux.model.matmul import matmul
+from pollux.model.params import init
 from pollux.tokens.sequence import SoftBatch
 
 rng = np.random.default_rng(0)
@@ -136,3 +139,28 @@ def test_router_weights_sum_to_one():
     weights, chosen, _ = route(jnp.float32(rng.normal(size=(6, 5))), jnp.float32(rng.normal(size=(9, 6))), 3)
     np.testing.assert_allclose(np.sum(weights, -1), 1, rtol=1e-6)
     assert all(len(set(row)) == 3 for row in np.asarray(chosen).tolist())
+
+
+def test_the_stem_is_the_convolution_of_torch_inside_each_patch():
+    soft = SoftInputConfig("image", 10 * 10 * 3, stem=((4, 2, 5), (3, 1, 7)), in_norm=False)
+    assert soft.stem_sides() == (10, 4, 2)
+    config = ModelConfig("stem", 8, 6, (), 0, soft_inputs=(soft,))
+    params = init(config, jax.random.key(0))["soft"]["image"]
+    features = rng.normal(size=(2, 3, 300))
+    x = torch.tensor(features.reshape(6, 10, 10, 3)).permute(0, 3, 1, 2)
+    for i, (kernel, stride, channels) in enumerate(soft.stem):
+        w = torch.tensor(np.asarray(params[f"stem_{i}"], np.float64)).reshape(kernel, kernel, -1, channels).permute(3, 2, 0, 1)
+        x = torch.relu(torch.nn.functional.conv2d(x, w, stride=stride)) ** 2
+    y = x.permute(0, 2, 3, 1).reshape(2, 3, -1).numpy() @ np.asarray(params["out"], np.float64)
+    expected = rms_norm_64(y, np.asarray(params["out_norm"]["scale"], np.float64), config.norm_eps)
+    batch = SoftBatch(jnp.float32(features), np.zeros((2, 3), np.int32), np.zeros((2, 3, 2), np.int32))
+    np.testing.assert_allclose(embed_soft(params, config, soft, batch, jnp.float32), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"features": 301}, "not a square patch"), ({"in_norm": True}, "in_norm"), ({"stem": ((11, 1, 4),)}, "does not fit")],
+)
+def test_a_stem_that_does_not_fit_its_patch_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SoftInputConfig("image", 300, stem=((4, 2, 5),), in_norm=False), **change)

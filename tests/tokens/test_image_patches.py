@@ -64,3 +64,18 @@ def test_a_large_image_is_shrunk_with_antialiasing():
 def test_patches_narrower_than_the_stride_are_refused():
     with pytest.raises(ValueError, match="patch 8 .* stride 16"):
         ImageTokens(patch=8, stride=16)
+
+
+def test_standardised_patches_have_no_mean_colour_and_one_deviation_over_the_image():
+    pixels = np.random.default_rng(3).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    got, _ = patches(pixels, ImageTokens(patch=16, stride=16, standardise=True))
+    plain = (pixels.astype(np.float64) / 127.5 - 1).reshape(2, 16, 3, 16, 3).swapaxes(1, 2).reshape(6, -1, 3)
+    centred = plain - plain.mean((0, 1))
+    np.testing.assert_allclose(got.reshape(6, -1, 3), centred / np.sqrt(np.mean(centred**2)), atol=1e-4)
+
+
+def test_an_even_picture_stays_even_when_standardised():
+    pixels = np.full((16, 16, 3), 90, np.uint8)
+    pixels[3, 4] = 91
+    got, _ = patches(pixels, ImageTokens(standardise=True))
+    assert 0.1 < np.abs(got).max() < 0.2

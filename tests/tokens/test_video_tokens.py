@@ -19,12 +19,14 @@ def test_times_have_their_shortest_form(seconds, text):
     assert time_text(seconds) == text
 
 
-def test_features_are_pixels_then_change_since_the_previous_frame():
+def test_features_of_a_pixel_are_its_values_then_their_change_since_the_previous_frame():
     spans = tokens(FRAMES, [0, 1, 2], SILENT, VideoTokens(), AudioTokens())
     single = [patches(frame, ImageTokens())[0] for frame in FRAMES]
     for i, span in enumerate(spans):
         change = single[i] - single[i - 1] if i else np.zeros_like(single[0])
-        np.testing.assert_allclose(span.features, np.concatenate([single[i], change], axis=1), atol=1e-6)
+        pixels = span.features.reshape(6, -1, 6)
+        np.testing.assert_allclose(pixels[..., :3].reshape(6, -1), single[i], atol=1e-6)
+        np.testing.assert_allclose(pixels[..., 3:].reshape(6, -1), change, atol=1e-6)
         assert span.features.shape == (6, VideoTokens().features)
     plain = tokens(FRAMES, [0, 1, 2], SILENT, VideoTokens(difference=False), AudioTokens())
     np.testing.assert_array_equal(plain[2].features, single[2])

@@ -6,6 +6,7 @@ A model is `num_groups` repetitions of `pattern` (scanned) followed by `tail` (u
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,12 +86,35 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class SoftInputConfig:
-    """How raw features of one modality become tokens of width D: norm -> linear (or a two-layer MLP) -> norm -> + 2-D position."""
+    """How raw features of one modality become tokens of width D: norm -> stem -> linear (or a two-layer MLP) -> norm -> + 2-D position.
+
+    `stem` is a small convolutional network inside each patch, for models that see too few pictures to learn the same edge at every
+    place of a patch: a tuple of (kernel, stride, channels), each followed by a squared ReLU.
+    """
 
     name: Literal["image", "audio", "video"]
     features: int  # F, as tokens/config.py computes it
     hidden: int = 0  # 0 = one linear map; h > 0: gelu MLP with h hidden units
     grid: int = 0  # g > 0: learned tables of g rows and g columns are added
+    stem: tuple[tuple[int, int, int], ...] = ()  # needs features = channels x side x side with the channels last
+    in_channels: int = 3  # of a pixel, for the stem
+    in_norm: bool = True  # normalise the raw features of each token; off where tokens/ has standardised the whole picture
+
+    def __post_init__(self):
+        _require(not (self.stem and self.in_norm), f"{self.name}: a stem reads standardised pixels, so in_norm must be off")
+        self.stem_sides()
+
+    def stem_sides(self) -> tuple[int, ...]:
+        """Side in pixels of a patch, then of each map of the stem. Raises ValueError if the shapes do not fit."""
+        if not self.stem:
+            return ()
+        side = math.isqrt(self.features // self.in_channels)
+        _require(side * side * self.in_channels == self.features, f"{self.name}: {self.features} features are not a square patch")
+        sides = [side]
+        for kernel, stride, _ in self.stem:
+            _require(kernel <= sides[-1], f"{self.name}: a kernel of {kernel} does not fit a map of side {sides[-1]}")
+            sides.append((sides[-1] - kernel) // stride + 1)
+        return tuple(sides)
 
 
 @dataclass(frozen=True)
@@ -135,7 +159,7 @@ class ModelConfig:
         data = dict(data)
         for key in ("pattern", "tail"):
             data[key] = tuple(_layer(x) for x in data.get(key, ()))
-        data["soft_inputs"] = tuple(_build(SoftInputConfig, x) for x in data.get("soft_inputs", ()))
+        data["soft_inputs"] = tuple(_soft_input(x) for x in data.get("soft_inputs", ()))
         return _build(cls, data)
 
 
@@ -143,6 +167,10 @@ def _build(cls, data: dict[str, Any]):
     unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
     _require(not unknown, f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
     return cls(**data)
+
+
+def _soft_input(data: dict[str, Any]) -> SoftInputConfig:
+    return _build(SoftInputConfig, data | {"stem": tuple(tuple(x) for x in data.get("stem", ()))})
 
 
 def _layer(data: dict[str, Any]) -> LayerConfig:

@@ -14,12 +14,24 @@ from pollux.tokens.config import TokensConfig
 NATIVE_LENGTH = 32_768
 
 
-def soft_inputs(tokens: TokensConfig, hidden: int = 0, grid: int = 64) -> tuple[SoftInputConfig, ...]:
+def soft_inputs(tokens: TokensConfig, grid: int = 64) -> tuple[SoftInputConfig, ...]:
     """Embedders for the features that `tokens` produces."""
     return (
-        SoftInputConfig("image", tokens.image.features, hidden, grid),
-        SoftInputConfig("audio", tokens.audio.features, hidden),
-        SoftInputConfig("video", tokens.video.features, hidden, grid),
+        SoftInputConfig("image", tokens.image.features, grid=grid),
+        SoftInputConfig("audio", tokens.audio.features),
+        SoftInputConfig("video", tokens.video.features, grid=grid),
+    )
+
+
+def small_soft_inputs(
+    tokens: TokensConfig, hidden: int, stem: tuple[tuple[int, int, int], ...], grid: int = 16
+) -> tuple[SoftInputConfig, ...]:
+    """Embedders that learn from few examples: convolutions in each patch, a hidden layer for sound, no norm on raw features."""
+    channels = 6 if tokens.video.difference else 3
+    return (
+        SoftInputConfig("image", tokens.image.features, grid=grid, stem=stem, in_norm=False),
+        SoftInputConfig("audio", tokens.audio.features, hidden=hidden, in_norm=False),
+        SoftInputConfig("video", tokens.video.features, grid=grid, stem=stem, in_channels=channels, in_norm=False),
     )
 
 
@@ -56,7 +68,7 @@ def tiny(vocab_size: int = 1024, tokens: TokensConfig | None = None) -> ModelCon
     """
     feed_forward = FeedForwardConfig(512, "relu2", gated=False)
     block = pattern(4, 1, 32, feed_forward, local=1, window=128, native=2048)
-    inputs = soft_inputs(tokens or TokensConfig(), hidden=256, grid=16)
+    inputs = small_soft_inputs(tokens or TokensConfig(), hidden=256, stem=((4, 2, 24), (3, 2, 48)))
     return ModelConfig("tiny", vocab_size, 128, block, num_groups=2, soft_inputs=inputs, post_norm=False, max_positions=2048)
 
 

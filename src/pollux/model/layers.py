@@ -68,7 +68,11 @@ def _norm_matmul(params: Params, config: ModelConfig, x: jax.Array, w: jax.Array
 
 def embed_soft(params: Params, config: ModelConfig, soft: SoftInputConfig, batch: SoftBatch, dtype) -> jax.Array:
     """Raw features [B, N, F] -> soft tokens [B, N, D]: norm -> linear (or MLP) -> norm -> + row and column position."""
-    x = _norm_matmul(params["in_norm"], config, batch.features.astype(dtype), params["hidden" if soft.hidden else "out"])
+    x, first = batch.features.astype(dtype), params["hidden" if soft.hidden else "out"]
+    if soft.in_norm:
+        x = _norm_matmul(params["in_norm"], config, x, first)
+    else:
+        x = matmul(_stem(params, soft, x) if soft.stem else x, first)
     if soft.hidden:
         x = matmul(activation("gelu", x), params["out"])
     x = norm(params["out_norm"], config, x)
@@ -76,6 +80,19 @@ def embed_soft(params: Params, config: ModelConfig, soft: SoftInputConfig, batch
         coord = jnp.clip(batch.coord, 0, soft.grid - 1)
         x += (params["row"][coord[..., 0]] + params["column"][coord[..., 1]]).astype(dtype)
     return x
+
+
+def _stem(params: Params, soft: SoftInputConfig, x_BNF: jax.Array) -> jax.Array:
+    """Convolutions inside each patch, as products with shifted copies side by side, which a CPU does faster than a convolution."""
+    sides = soft.stem_sides()
+    x = x_BNF.reshape(*x_BNF.shape[:2], sides[0], sides[0], soft.in_channels)
+    for i, (kernel, stride, _) in enumerate(soft.stem):
+        last = stride * (sides[i + 1] - 1) + 1
+        shifted = [x[:, :, r : r + last : stride, c : c + last : stride] for r in range(kernel) for c in range(kernel)]
+        windows = jnp.concatenate(shifted, -1)
+        x = activation("relu2", matmul(windows.reshape(len(x), -1, windows.shape[-1]), params[f"stem_{i}"]))
+        x = x.reshape(*windows.shape[:-1], -1)
+    return x.reshape(*x_BNF.shape[:2], -1)
 
 
 def sinusoids(position: jax.Array, d_model: int) -> jax.Array:

@@ -14,6 +14,7 @@ class ImageTokens:
     patch: int = 16
     stride: int = 16
     max_tokens: int = 256
+    standardise: bool = False  # subtract each channel's mean over the image and divide by the deviation; else pixels are in [-1, 1]
     two_way: bool = True  # patches of one image see each other both ways
 
     def __post_init__(self):
@@ -57,6 +58,7 @@ class VideoTokens:
     patch: int = 16
     stride: int = 16
     max_tokens: int = 64  # a frame
+    standardise: bool = False  # as for an image, over the whole clip
     difference: bool = True
     sound: bool = True
     two_way: bool = True  # all positions of one clip see each other both ways

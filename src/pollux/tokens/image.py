@@ -54,7 +54,19 @@ def patches(pixels: np.ndarray, config: ImageTokens) -> tuple[np.ndarray, np.nda
     height, width, _ = pixels.shape
     rows, columns = grid(height, width, config)
     pixels = resize(pixels, rows * config.stride, columns * config.stride)
-    return cut(pixels, config.patch, config.stride), coordinates(rows, columns)
+    features = cut(pixels, config.patch, config.stride)
+    return standardised(features) if config.standardise else features, coordinates(rows, columns)
+
+
+def standardised(features: np.ndarray) -> np.ndarray:
+    """Patches float32 [..., F] of one image or clip, minus the mean of each channel, divided by their common deviation.
+
+    The deviation is kept above 0.05 (of 2), so that the noise of an even picture stays small.
+    """
+    pixels = features.reshape(-1, 3)
+    mean = pixels.mean(0)
+    centred = pixels - mean
+    return (centred / max(float(np.sqrt(np.mean(centred**2))), 0.05)).reshape(features.shape)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -32,8 +32,8 @@ def tokens(
     """Spans of one clip.
 
     frames: uint8 [F, H, W, 3]; times: F seconds, ascending; sound: float32 [n] at audio_config.rate, empty if there is none.
-    The first frame's span also holds any sound before it. With config.difference the features are the pixels of a patch, then
-    their change since the previous frame (0 for the first). Raises ValueError if there is no frame.
+    The first frame's span also holds any sound before it. With config.difference the features of a pixel are its three
+    values, then their change since the previous frame (0 for the first). Raises ValueError if there is no frame.
     """
     if len(frames) == 0 or len(frames) != len(times):
         raise ValueError(f"a video needs at least one frame and a time for each, got {len(frames)} frames and {len(times)} times")
@@ -43,8 +43,11 @@ def tokens(
     if frames.shape[1:3] != (height, width):
         frames = np.stack([image.resize(frame, height, width) for frame in frames])
     features = image.cut(frames, config.patch, config.stride)
+    if config.standardise:
+        features = image.standardised(features)
     if config.difference:
-        features = np.concatenate([features, np.diff(features, axis=0, prepend=features[:1])], axis=-1)
+        pixels = features.reshape(*features.shape[:2], -1, 3)
+        features = np.concatenate([pixels, np.diff(pixels, axis=0, prepend=pixels[:1])], axis=-1).reshape(*features.shape[:2], -1)
     ends = [round(time * audio_config.rate) for time in times[1:]] + [len(sound)]
     pieces = np.split(sound if config.sound else sound[:0], ends[:-1])
     coord = image.coordinates(rows, columns)

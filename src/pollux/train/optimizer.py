@@ -21,7 +21,7 @@ from pollux.model.params import Params, Spec, declare, map_specs
 from pollux.train.config import OptimizerConfig
 
 STACKED = ("layers", "experts")
-TABLES = ("vocab", "grid", "features")  # embeddings, and the first layer over raw features, which is one too
+TABLES = ("vocab", "grid")  # embeddings: one row is read at a time
 # Quintic of Jordan 2024: the largest slope at zero that keeps singular values within about [0.7, 1.2]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -33,7 +33,7 @@ def _member(spec: Spec) -> tuple[int, ...]:
 
 
 def _is_matrix(spec: Spec) -> bool:
-    """A linear map from hidden states to hidden states."""
+    """A linear map, not a table."""
     return len(_member(spec)) == 2 and not set(TABLES) & set(spec.axes)
 
 
