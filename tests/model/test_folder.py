@@ -36,6 +36,26 @@ def test_large_weights_are_written_in_shards_with_an_index(small, tmp_path, monk
     assert folder.hash_params(folder.load_params(tmp_path, small[0])) == folder.hash_params(small[1])
 
 
+def test_a_model_in_one_file_replaces_one_in_shards(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "SHARD_BYTES", 700)
+    folder.save(tmp_path, small[1], small[0])
+    monkeypatch.undo()
+    other = params.init(small[0], jax.random.key(1))
+    folder.save(tmp_path, other, small[0])
+    assert folder.hash_params(folder.load_params(tmp_path, small[0])) == folder.hash_params(other)
+
+
+def test_a_config_with_an_unknown_kind_of_layer_is_refused(small):
+    with pytest.raises(ValueError, match="activation 'swish' must be one of gelu, silu, relu, relu2"):
+        FeedForwardConfig(8, "swish")
+    with pytest.raises(ValueError, match="activation 'swish' must be one of"):
+        ExpertsConfig(2, 1, 4, "swish")
+    with pytest.raises(ValueError, match="norm 'batch' must be 'rms' or 'layer'"):
+        dataclasses.replace(small[0], norm="batch")
+    with pytest.raises(ValueError, match="num_kv_heads 0, which must be at least 1"):
+        AttentionConfig(2, 0, 4)
+
+
 def test_the_hash_changes_with_any_bit(small):
     changed = jax.tree.map(lambda w: w, small[1])
     changed["embed"] = changed["embed"].at[3, 2].set(np.nextafter(np.float32(changed["embed"][3, 2]), np.float32(9)))

@@ -8,14 +8,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Position = Literal["rope", "none", "sinusoidal"]
+Activation = Literal["gelu", "silu", "relu", "relu2"]
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_activation(name: str) -> None:
+    _require(name in get_args(Activation), f"activation {name!r} must be one of {', '.join(get_args(Activation))}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class AttentionConfig:
 
     def __post_init__(self):
         _require(
-            self.num_heads % self.num_kv_heads == 0, f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}"
+            self.num_kv_heads >= 1 and self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}, which must be at least 1",
         )
         _require(self.position in ("rope", "none", "sinusoidal"), f"position {self.position!r} must be 'rope', 'none' or 'sinusoidal'")
         _require(0 < self.rope_fraction <= 1, f"rope_fraction {self.rope_fraction} must be in (0, 1]")
@@ -53,9 +59,12 @@ class AttentionConfig:
 @dataclass(frozen=True)
 class FeedForwardConfig:
     hidden: int
-    activation: Literal["gelu", "silu", "relu", "relu2"] = "gelu"
+    activation: Activation = "gelu"
     gated: bool = True
     bias: bool = False
+
+    def __post_init__(self):
+        _require_activation(self.activation)
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,10 @@ class ExpertsConfig:
     num_experts: int
     top_k: int
     hidden: int
-    activation: Literal["gelu", "silu", "relu", "relu2"] = "gelu"
+    activation: Activation = "gelu"
 
     def __post_init__(self):
+        _require_activation(self.activation)
         _require(1 <= self.top_k <= self.num_experts, f"top_k {self.top_k} must be between 1 and num_experts {self.num_experts}")
 
 
@@ -138,6 +148,7 @@ class ModelConfig:
     def __post_init__(self):
         _require(self.vocab_size > 0 and self.d_model > 0 and self.num_groups >= 0, "vocab_size, d_model must be positive")
         _require(self.num_groups == 0 or len(self.pattern) > 0, "pattern is empty but num_groups is not 0")
+        _require(self.norm in ("rms", "layer"), f"norm {self.norm!r} must be 'rms' or 'layer'")
         _require(self.pre_norm or self.post_norm, "pre_norm and post_norm cannot both be off")
         names = [s.name for s in self.soft_inputs]
         _require(len(set(names)) == len(names), f"soft_inputs names must differ, got {names}")

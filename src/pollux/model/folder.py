@@ -51,7 +51,9 @@ def save(folder: str | Path, params: Params, config: ModelConfig, tokens: Tokens
     files = ["model.safetensors"] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         _replace(folder / file, functools.partial(save_file, shard))
-    if len(shards) > 1:
+    if len(shards) == 1:
+        (folder / INDEX).unlink(missing_ok=True)  # of a larger model that was here before
+    else:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         _replace(folder / INDEX, lambda path: path.write_text(json.dumps({"weight_map": weight_map}, indent=1)))
     data = {"model": config.to_json(), "tokens": dataclasses.asdict(tokens or TokensConfig())}
