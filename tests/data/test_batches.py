@@ -14,6 +14,7 @@ from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.mixture import DataConfig, SourceConfig, Stage
 from pollux.data.source import describe
 from pollux.data.transforms import corrupt_inputs, drop_prompt
+from pollux.media import Limits
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.interleave import encode
 from pollux.tokens.pack import single
@@ -188,6 +189,14 @@ def test_a_bad_file_is_left_out_and_listed_and_the_rest_is_there(folder, vocabul
     assert list(data.left_out) == [str(folder / "3.png")] and "3.png" in data.left_out[str(folder / "3.png")]
     assert len(caplog.records) == 1 and "3.png" in caplog.text
     assert "shade 3" not in text and all(f"shade {i}" in text for i in (0, 1, 2, 4))
+
+
+def test_a_medium_over_the_limits_of_the_config_is_a_bad_file(folder, vocabulary):
+    config = dataclasses.replace(bad(folder, "stop"), limits=Limits(max_pixels=32 * 32 - 1))
+    with pytest.raises(ValueError, match="png has 32 x 32 pixels, more than the limit of 1023"):
+        batches = iter(build(folder, vocabulary, config, prefetch=0))
+        for _ in range(20):
+            next(batches)
 
 
 def test_a_document_too_large_for_a_row_is_named_with_the_sizes(folder, vocabulary):

@@ -15,6 +15,7 @@ from pollux.data.folder import FolderConfig, Prompts
 from pollux.data.mixture import DataConfig, Mixture, SourceConfig, Stage, open_mixture
 from pollux.data.source import describe, sample
 from pollux.data.world import SceneConfig, WorldConfig
+from pollux.media import Limits
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def test_a_config_survives_json():
         folder=FolderConfig(prompts=Prompts(audio="write down"), bad_files="stop"),
         prompt_dropout=0.1,
         world=WorldConfig(picture=SceneConfig(max_objects=2)),
+        limits=Limits(max_seconds=9.0),
     )
     assert DataConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 

@@ -88,3 +88,10 @@ def test_limits_of_a_sound(tmp_path):
             Audio(source, rate).samples(16_000, Limits(max_seconds=1.9))
     with pytest.raises(MediaError, match="limit of 100 bytes"):
         Audio(tmp_path / "a.wav").samples(16_000, Limits(max_bytes=100))
+
+
+def test_a_small_file_of_endless_silence_is_refused(tmp_path):
+    soundfile.write(tmp_path / "bomb.flac", np.zeros(1_000_000), 650_000)
+    assert (tmp_path / "bomb.flac").stat().st_size < 100_000
+    with pytest.raises(MediaError, match="bomb.flac decodes to 4000000 bytes, more than the limit of 3999999"):
+        Audio(tmp_path / "bomb.flac").samples(16_000, Limits(max_bytes=3_999_999))

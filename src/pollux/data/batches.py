@@ -99,13 +99,12 @@ class Batches(grain.IterDataset[Batch]):
         targets_per_row: int,
         soft_per_row: Mapping[str, int],
         seed: int = 0,
-        limits: Limits = Limits(),
         prefetch: int = 2,
         workers: int = 0,
     ):
         super().__init__()
         self.mixture = open_mixture(data, seed)
-        self.encoder = _Encoder(self.mixture, vocabulary, tokens, codec, limits, data.prompt_dropout, seed)
+        self.encoder = _Encoder(self.mixture, vocabulary, tokens, codec, data.limits, data.prompt_dropout, seed)
         self.input_corruption = data.input_corruption
         self.packer_arguments = (rows, row_length, targets_per_row, soft_per_row, tokens)
         self.prefetch, self.workers = prefetch, workers

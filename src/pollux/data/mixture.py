@@ -24,6 +24,7 @@ from pollux.content import Document
 from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.source import BadFiles, Source, WorldSource
 from pollux.data.world import TASKS, World, WorldConfig
+from pollux.media import Limits
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class DataConfig:
     stages: tuple[Stage, ...] = ()  # before the first stage the sources' own weights hold
     world: WorldConfig = field(default_factory=WorldConfig)  # of every source of kind "world"
     folder: FolderConfig = field(default_factory=FolderConfig)  # of every source of kind "folder"
+    limits: Limits = field(default_factory=Limits)  # of a single medium; what exceeds them is treated like a bad file
     prompt_dropout: float = 0.0  # share of drawing documents without their prompt, for classifier-free guidance (0.1 is usual)
     input_corruption: float = 0.0  # share of a model turn's text that is read as random text, while it stays the target
 

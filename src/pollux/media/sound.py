@@ -16,7 +16,7 @@ import soxr
 from av.container import InputContainer
 
 from pollux.media.container import open_container, start_time, survey
-from pollux.media.source import DEFAULT_LIMITS, Limits, MediaError, check_seconds, naming, open_source
+from pollux.media.source import DEFAULT_LIMITS, Limits, MediaError, check_samples, check_seconds, naming, open_source
 
 _BLOCK = 1 << 16  # frames of a file decoded at a time
 _GAP = 0.05  # seconds; smaller differences between a track's clock and its samples are rounding
@@ -78,14 +78,14 @@ def decode_track(name: str, container: InputContainer, origin: float, rate: int,
     for frame in container.decode(stream):
         start = length if frame.time is None else round((frame.time - origin) * source_rate)
         if start > length + _GAP * source_rate:
-            check_seconds(name, start / source_rate, limits)
+            check_samples(name, start, source_rate, limits)
             blocks.append(np.zeros(start - length, np.float32))
             length = start
         for converted in converter.resample(frame):
             block = converted.to_ndarray().mean(axis=0)[max(-start, 0) :]
             blocks.append(block)
             length += len(block)
-        check_seconds(name, length / source_rate, limits)
+        check_samples(name, length, source_rate, limits)
     return _resample(name, np.concatenate(blocks or [np.zeros(0, np.float32)]), source_rate, rate)
 
 
@@ -101,7 +101,7 @@ def _read(name: str, sound: soundfile.SoundFile, limits: Limits) -> np.ndarray:
 
     Raises MediaError for a truncated file: libsndfile would shorten most formats in silence, but its log tells.
     """
-    check_seconds(name, sound.frames / sound.samplerate, limits)
+    check_samples(name, sound.frames, sound.samplerate, limits)
     size = _DATA_SIZE.search(sound.extra_info)
     if _NO_OGG_END.search(sound.extra_info) or (size and int(size[2]) < int(size[1]) < _STREAMED):
         raise MediaError(f"{name} is truncated")
@@ -110,7 +110,7 @@ def _read(name: str, sound: soundfile.SoundFile, limits: Limits) -> np.ndarray:
     while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
         blocks.append(block.mean(axis=1))
         length += len(block)
-        check_seconds(name, length / sound.samplerate, limits)
+        check_samples(name, length, sound.samplerate, limits)
     if length < sound.frames:
         raise MediaError(f"{name} is truncated: it holds {length} of {sound.frames} samples")
     return np.concatenate(blocks)

@@ -49,7 +49,7 @@ class Limits:
 
     max_pixels: int = 64_000_000  # of an image or a video frame
     max_seconds: float = 3600.0  # of sound or video
-    max_bytes: int = 1 << 31  # of a file, and of the frames taken from one clip
+    max_bytes: int = 1 << 31  # of a file, of the frames taken from one clip, and of a decoded track at its own rate
     max_frames: int = 250_000  # of a video, all of them, not only those taken
 
 
@@ -121,6 +121,13 @@ def check_pixels(name: str, width: int, height: int, limits: Limits) -> None:
         raise MediaError(f"{name} has no pixels ({width} x {height})")
     if width * height > limits.max_pixels:
         raise MediaError(f"{name} has {width} x {height} pixels, more than the limit of {limits.max_pixels}")
+
+
+def check_samples(name: str, samples: int, rate: int, limits: Limits) -> None:
+    """Of a decoded track, mono float32: a small file can hold hours of silence at any rate."""
+    check_seconds(name, samples / rate, limits)
+    if 4 * samples > limits.max_bytes:
+        raise MediaError(f"{name} decodes to {4 * samples} bytes, more than the limit of {limits.max_bytes}")
 
 
 def check_seconds(name: str, seconds: float, limits: Limits) -> None:
