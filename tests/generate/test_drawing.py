@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from pollux.content import Image, Text
+from pollux.content import Content, Image, Text
+from pollux.generate.sampler import Sampling
 from pollux.tokens.vocabulary import SPECIAL_IDS
 
 BOS, MODEL, DRAW, CLOSE = (SPECIAL_IDS[name] for name in ("<bos>", "<model>", "<draw>", "</draw>"))
@@ -92,6 +93,15 @@ def test_guided_and_unguided_rows_of_a_batch_keep_apart(artist):
     together = artist._engine.generate(prompts, settings)
     for prompt, setting, result in zip(prompts, settings, together, strict=True):
         np.testing.assert_array_equal(artist._engine.generate([prompt], [setting])[0].ids, result.ids)
+
+
+def test_penalties_do_not_see_the_codes_of_an_earlier_drawing(artist):
+    earlier = Content("model", (Image(np.full((4, 6, 3), 100, np.uint8)),))
+    turns = [Content("user", (Text("a"),)), earlier, Content("user", (Text("blue"),))]
+    prompt = artist.prompt(turns)
+    seen = artist._engine._start([prompt], [Sampling(repetition_penalty=2.0)], 64).sampler.in_prompt[0]
+    assert (prompt.ids >= artist.vocabulary.code_offset).sum() == DIGITS and not seen[artist.vocabulary.code_offset :].any()
+    assert seen[artist.prompt("blue").ids].all()
 
 
 def test_a_drawing_cut_by_max_output_tokens_is_left_out(artist):

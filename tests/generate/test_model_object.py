@@ -56,6 +56,13 @@ def test_a_folder_without_a_tokenizer_gives_logits_on_ids_and_says_what_is_missi
         pollux.load(tmp_path / "nowhere")
 
 
+def test_a_wrong_sampling_default_names_its_file(model, tmp_path):
+    Model(model.params, model.config, model.tokens_config, model.vocabulary).save(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"do_sample": true}')
+    with pytest.raises(ValueError, match="generation_config.json: there is no sampling setting do_sample"):
+        pollux.load(tmp_path)
+
+
 def test_load_converts_the_weights_and_bfloat16_generates(model, tmp_path):
     Model(model.params, model.config, model.tokens_config, Vocabulary(model.vocabulary.tokenizer)).save(tmp_path)
     half = pollux.load(tmp_path, dtype="bfloat16")

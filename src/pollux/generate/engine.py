@@ -95,11 +95,12 @@ class Engine:
             position = np.concatenate([position, np.full(rows, len(unconditional_prompt()), np.int32)])
         inputs = padded_inputs(packed)
         inputs.segment[np.arange(rows), position[:rows]] = 0  # the last token is for the first step
+        words = [prompt.ids[prompt.ids < self.vocabulary.code_offset] for prompt in prompts]  # penalties leave image codes alone
         soft_slots = sum(soft.index.shape[1] for soft in inputs.soft.values()) or 1
         cache = empty(self.config, len(packed), slots, cache_dtype(self.params), soft_slots if self._crosses else 0)
         return State(
             cache=prefill(self.params, self.config, inputs, cache),
-            sampler=sampler_state(samplings, [prompt.ids for prompt in prompts], self.config.vocab_size),
+            sampler=sampler_state(samplings, words, self.config.vocab_size),
             token=np.array([prompt.ids[-1] for prompt in prompts], np.int32),
             position=position,
             drawing=np.zeros(rows, np.int32),

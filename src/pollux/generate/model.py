@@ -172,11 +172,13 @@ def load(path: str | Path, dtype: Any = None) -> Model:
     config, tokens_config = folder.load_config(path)
     codec = Codec.load(path) if (path / "codec.json").is_file() else None
     vocabulary = Vocabulary.load(path, codec.levels if codec else ()) if (path / "tokenizer.json").is_file() else None
-    sampling = Sampling()
+    model = Model(folder.load_params(path, config, dtype), config, tokens_config, vocabulary, codec)
     if (path / SAMPLING_FILE).is_file():
-        settings = json.loads((path / SAMPLING_FILE).read_text())
-        sampling = Sampling(**settings | {"stop": tuple(settings.get("stop", ()))})
-    return Model(folder.load_params(path, config, dtype), config, tokens_config, vocabulary, codec, sampling)
+        try:
+            model.sampling = model._sampling(json.loads((path / SAMPLING_FILE).read_text()))
+        except ValueError as error:
+            raise ValueError(f"{path / SAMPLING_FILE}: {error}") from error
+    return model
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -27,7 +27,7 @@ class Sampling:
     top_k: int = 0  # keep the k most probable tokens; 0 = all
     top_p: float = 1.0  # then the smallest set with this share of what is left
     min_p: float = 0.0  # then those at least min_p times as probable as the best
-    repetition_penalty: float = 1.0  # logits of tokens in prompt or output: l/r if l > 0 else l*r (Keskar et al. 2019)
+    repetition_penalty: float = 1.0  # logits of words in prompt or output: l/r if l > 0 else l*r (Keskar et al. 2019)
     presence_penalty: float = 0.0  # subtracted from tokens that occur in the output
     frequency_penalty: float = 0.0  # subtracted once per occurrence in the output
     seed: int = 0
