@@ -19,6 +19,7 @@ import short_run
 from pollux.cli import main
 from pollux.data.batches import Batches
 from pollux.data.mixture import DataConfig, SourceConfig
+from pollux.tokens.config import AudioTokens, TokensConfig
 from pollux.tokens.sequence import Batch
 from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import loop, metrics, schedule
@@ -177,6 +178,14 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(home, undisturbed):
 def test_resuming_with_another_model_is_refused(home, undisturbed):
     with pytest.raises(ValueError, match="--resume needs the model that the run began with"):
         loop.run(short_run.config(home, model=short_run.small_model(soft_inputs=(), vocab_size=400)), undisturbed, resume=True)
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(seed=1), dict(rows=3), dict(accumulation=1), dict(tokens=TokensConfig(audio=AudioTokens(stack=1)))]
+)
+def test_resuming_with_another_order_of_the_data_is_refused(home, undisturbed, changes):
+    with pytest.raises(ValueError, match=f"--resume needs the {next(iter(changes))} that the run began with"):
+        loop.run(short_run.config(home, **changes), undisturbed, resume=True)
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(home, tmp_path):

@@ -177,13 +177,17 @@ class _Trainer:
                 print(f"    {origin}: {reason}")
 
 
+_READING = ("tokens", "seed", "rows", "row_length", "targets_per_row", "soft_per_row", "accumulation")  # what a step reads
+
+
 def _check_same_run(config: TrainConfig, before: dict[str, Any]) -> None:
-    """A checkpoint fits only the parameters and optimiser state that it was made with."""
+    """A checkpoint fits only the parameters and optimiser state that it was made with, and its place in the data only the same reading."""
     now = json.loads(json.dumps(config.to_json()))
     for name, old, new in (
         ("model", before["model"], now["model"]),
         ("optimizer.kind", before["optimizer"]["kind"], now["optimizer"]["kind"]),
         ("ema (on or off)", before["ema"] > 0, now["ema"] > 0),
+        *((name, before[name], now[name]) for name in _READING),
     ):
         if old != new:
             raise ValueError(f"--resume needs the {name} that the run began with")

@@ -2,7 +2,8 @@
 
 LM is the mean cross-entropy over target weights; only hidden states that predict something meet the unembedding. InfoNCE pulls the
 mean hidden state of a document's media towards that of the text that means the same. Every metric is a share of the whole
-optimiser step, so the sum over accumulated batches is the metric of one big batch.
+optimiser step, so the sum over accumulated batches is the metric of one big batch; only the terms that compare the members of a batch,
+InfoNCE and expert balance, are means over the batches instead.
 
 Shapes: B rows, T tokens, M targets a row, D model, V vocabulary, P pairs a row.
 """

@@ -76,7 +76,7 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
 
 
 def _gradient(params: Params, config: TrainConfig, batch: Batch) -> tuple[Params, Metrics]:
-    """Gradient and metrics of the objective over all A batches, as if they were one."""
+    """Gradient and metrics of the objective over all A batches, as if they were one (InfoNCE and expert balance: within each)."""
     value_and_grad = jax.value_and_grad(objective.loss, has_aux=True)
     total = objective.totals(config.loss, batch.targets, config.accumulation)
     if config.accumulation == 1:
