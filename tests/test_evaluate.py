@@ -12,7 +12,7 @@ from pollux.data.world import World, render
 from pollux.data.world.clips import QUESTIONS as CLIP_QUESTIONS
 from pollux.data.world.grammar import QUESTIONS
 from pollux.evaluate.page import Bar, Example, write
-from pollux.evaluate.score import majority, normal, word_error_rate, word_errors
+from pollux.evaluate.score import normal, word_error_rate, word_errors
 from pollux.evaluate.world import evaluate, shuffle_pixels
 from pollux.generate.answer import Result, Usage
 from pollux.media import VideoArray
@@ -46,10 +46,6 @@ def test_a_word_error_rate_without_words_is_refused():
 
 def test_answers_may_differ_in_case_and_spaces_only():
     assert normal(" A red\n star ") == normal("a RED star") != normal("a red star.")
-
-
-def test_majority_is_the_share_of_the_commonest_answer():
-    assert majority(["yes", "no", "yes", "yes"]) == 0.75
 
 
 class Reader(HTMLParser):

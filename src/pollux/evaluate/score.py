@@ -1,8 +1,7 @@
-"""How answers are judged: exact strings, word error rate, and accuracy beside its chance."""
+"""How answers are judged: exact strings and the word error rate."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 
@@ -28,8 +27,3 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
     if not words:
         raise ValueError("the word error rate needs at least one reference word")
     return sum(word_errors(r, h) for r, h in zip(references, hypotheses, strict=True)) / words
-
-
-def majority(answers: Sequence[str]) -> float:
-    """Share of the most frequent answer: the accuracy of a guesser who knows the answers' distribution but sees nothing."""
-    return Counter(answers).most_common(1)[0][1] / len(answers)

@@ -174,10 +174,6 @@ def abstract(config: ModelConfig, dtype=jnp.float32) -> Params:
     return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), declare(config))
 
 
-def logical_axes(config: ModelConfig) -> Params:
-    return map_specs(lambda s: s.axes, declare(config))
-
-
 def count(config: ModelConfig) -> int:
     """Number of parameters."""
     return sum(math.prod(s.shape) for s in jax.tree.leaves(declare(config), is_leaf=is_spec))
@@ -201,7 +197,8 @@ def count_by_part(config: ModelConfig) -> dict[str, int]:
 def flops_per_token(config: ModelConfig, context: int) -> int:
     """Forward multiply-adds x 2 of one text token that sees `context` tokens (a training step costs three times this).
 
-    Counts matrix products only; a routed expert counts top_k times, a local layer sees at most its window.
+    Counts matrix products only; a routed expert counts top_k times, a local layer sees at most its window. Cross-attention, whose cost
+    depends on the soft tokens of the row, is not counted.
     """
     total = 2 * config.d_model * config.vocab_size
     for layer in config.layers:

@@ -72,10 +72,6 @@ class Verdict:
     matches: tuple[Match, ...]  # in the order of the request
     spurious: int  # blobs that no wanted object accounts for
 
-    @property
-    def all_right(self) -> bool:
-        return self.spurious == 0 and all(m.right for m in self.matches)
-
 
 def judge(pixels: np.ndarray, wanted: Sequence[Wanted]) -> Verdict:
     """Compare a drawing uint8 [H, W, 3] with the requested objects (different cells); see Verdict."""
