@@ -59,7 +59,7 @@ def recipe(minutes: float = 10.0, work: Path | None = None) -> TrainConfig:
         rows=6,
         row_length=288,
         targets_per_row=176,
-        soft_per_row={"image": 64, "audio": 96, "video": 96},
+        soft_per_batch={"image": 128, "audio": 176, "video": 192},
         minutes=0.66 * minutes,
         optimizer=OptimizerConfig(learning_rate=3e-3, matrix_learning_rate=1e-2),
         schedule=ScheduleConfig(warmup=50, decay=0.5),
