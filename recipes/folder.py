@@ -43,7 +43,7 @@ def recipe(folder: Path, drawing: Path | None = None, vocab_size: int = 4096) ->
         rows=4,
         row_length=1024,
         targets_per_row=1024,
-        soft_per_row={"image": 512, "audio": 768, "video": 256},
+        soft_per_batch={"image": 2048, "audio": 1536, "video": 512},  # together as many as positions
         steps=2000,
         checkpoint_every=200,
     )

@@ -7,7 +7,6 @@ evaluation. Expected accuracies are in docs/lab-notes.md.
 """
 
 import itertools
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,9 @@ from pollux.tokens.codec import train as train_codec
 from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
 from pollux.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
-# Patches overlap and do not line up with the world's grid; sounds and clips take few tokens, since a step's cost is its tokens.
+# Patches overlap, so that every object is whole in one of them; sounds and clips take few tokens, since a step's cost is its tokens.
 TOKENS = TokensConfig(
-    ImageTokens(patch=24, stride=12, max_tokens=16, standardise=True),
+    ImageTokens(patch=20, stride=8, max_tokens=36, standardise=True),
     AudioTokens(stack=8, max_tokens=128, two_way=True),
     VideoTokens(fps=2.0, max_frames=6, patch=16, stride=12, max_tokens=16, standardise=True),
 )
@@ -38,14 +37,13 @@ WEIGHTS = {  # of documents; a clip has three times the tokens of a picture, a s
 }
 
 
-def recipe(minutes: float = 10.0, work: Path | None = None) -> TrainConfig:
+def recipe(minutes: float = 10.0, work: Path = Path("runs/quickstart-work")) -> TrainConfig:
     """A run of the decoder that leaves time, within `minutes`, for what comes before and after it.
 
     Args:
         minutes: Time for everything.
-        work: Folder for the tokeniser and the codec; a new temporary one by default, so that nothing is left of an earlier run.
+        work: Folder that receives the tokeniser and the codec.
     """
-    work = work or Path(tempfile.mkdtemp(prefix="pollux-quickstart-"))
     world = WorldConfig(questions=3, clip_questions=6)
     vocabulary = trained_vocabulary(work / "tokenizer", lambda: World(world).text_sample(4000), 512)
     codec = train_codec(_drawings(world), CodecConfig(), CodecTraining(seconds=6 * minutes), _print_progress)
@@ -59,7 +57,7 @@ def recipe(minutes: float = 10.0, work: Path | None = None) -> TrainConfig:
         rows=6,
         row_length=288,
         targets_per_row=176,
-        soft_per_row={"image": 64, "audio": 96, "video": 96},
+        soft_per_batch={"image": 288, "audio": 176, "video": 192},
         minutes=0.66 * minutes,
         optimizer=OptimizerConfig(learning_rate=3e-3, matrix_learning_rate=1e-2),
         schedule=ScheduleConfig(warmup=50, decay=0.5),

@@ -32,7 +32,7 @@ def recipe() -> TrainConfig:
         rows=2,
         row_length=512,
         targets_per_row=256,
-        soft_per_row={"image": 36, "audio": 160, "video": 108},
+        soft_per_batch={"image": 27, "audio": 176, "video": 162},
         steps=60,
         ema=0.9,
         log_every=5,

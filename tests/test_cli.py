@@ -24,7 +24,7 @@ from pollux.tokens.codec import Codec, CodecConfig
 from pollux.tokens.codec.model import init
 from pollux.tokens.vocabulary import Vocabulary
 
-CAPACITIES = ("rows", "row_length", "targets_per_row", "soft_per_row", "seed")
+CAPACITIES = ("rows", "row_length", "targets_per_row", "soft_per_batch", "seed")
 TRAINABLE = {"tokenizer": ["train"], "codec": ["train"]}
 
 
@@ -130,7 +130,7 @@ def test_the_folder_recipe_reads_the_folder_and_learns_its_words(tmp_path, monke
     assert config.model.vocab_size == vocabulary.size
     assert len(vocabulary.encode_text(" heron")) == 1
     batch = next(iter(Batches(config.data, config.tokens, vocabulary, **{name: getattr(config, name) for name in CAPACITIES}, prefetch=0)))
-    assert (batch.inputs.soft["image"].index < config.row_length).sum() > 0
+    assert (batch.inputs.soft["image"].index < config.rows * config.row_length).sum() > 0
 
 
 def test_tokens_counts_add_up(tmp_path, capsys):
@@ -225,7 +225,7 @@ def test_quickstart_ends_with_a_model_and_a_report_of_every_figure(tmp_path, mon
     codec = Codec(shape, init(shape, seed=0))
     codec.save(tmp_path / "codec")
 
-    def recipe(minutes):
+    def recipe(minutes, work):
         smoke = load_recipe("smoke")()
         model = dataclasses.replace(smoke.model, vocab_size=smoke.model.vocab_size + sum(codec.levels))
         data = dataclasses.replace(smoke.data, sources=(*smoke.data.sources, SourceConfig("world", "draw")))

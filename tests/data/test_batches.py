@@ -57,7 +57,7 @@ def folder(tmp_path):
 def build(folder, vocabulary, config: DataConfig | None = None, **options) -> Batches:
     whole = FolderConfig(draw=True, held_out=0, max_text_bytes=4000)
     config = config or DataConfig((SourceConfig("folder", path=str(folder)),), folder=whole)
-    shape = dict(rows=3, row_length=128, targets_per_row=100, soft_per_row={"image": 8})
+    shape = dict(rows=3, row_length=128, targets_per_row=100, soft_per_batch={"image": 24})
     return Batches(config, TokensConfig(), vocabulary, Mean(), **(shape | options))
 
 
@@ -199,15 +199,15 @@ def test_a_medium_over_the_limits_of_the_config_is_a_bad_file(folder, vocabulary
             next(batches)
 
 
-def test_a_document_too_large_for_a_row_is_named_with_the_sizes(folder, vocabulary):
-    skipping = build(folder, vocabulary, bad(folder, "skip"), soft_per_row={"image": 3}, prefetch=0)
+def test_a_document_too_large_for_a_batch_is_named_with_the_sizes(folder, vocabulary):
+    skipping = build(folder, vocabulary, bad(folder, "skip"), soft_per_batch={"image": 3}, prefetch=0)
     batches = iter(skipping)
     for _ in range(10):
         next(batches)
     assert set(skipping.left_out) == {str(folder / f"{i}.png") for i in range(5)}
     assert "'image': 4" in skipping.left_out[str(folder / "0.png")] and "'image': 3" in skipping.left_out[str(folder / "0.png")]
     with pytest.raises(ValueError, match=r"\.png: it needs"):
-        batches = iter(build(folder, vocabulary, bad(folder, "stop"), soft_per_row={"image": 3}))
+        batches = iter(build(folder, vocabulary, bad(folder, "stop"), soft_per_batch={"image": 3}))
         for _ in range(10):
             next(batches)
 
@@ -222,7 +222,7 @@ def test_a_run_of_nothing_but_bad_files_ends(tmp_path, vocabulary):
 def test_a_drawing_without_a_codec_is_an_error_that_names_the_file(folder, vocabulary):
     config = DataConfig((SourceConfig("folder", path=str(folder)),), folder=FolderConfig(held_out=0, draw=True))
     no_codec = Vocabulary(vocabulary.tokenizer)
-    batches = iter(Batches(config, TokensConfig(), no_codec, rows=3, row_length=128, targets_per_row=100, soft_per_row={"image": 8}))
+    batches = iter(Batches(config, TokensConfig(), no_codec, rows=3, row_length=128, targets_per_row=100, soft_per_batch={"image": 8}))
     with pytest.raises(ValueError, match=r"\d\.png: .*codec"):
         for _ in range(20):
             next(batches)

@@ -58,10 +58,10 @@ def step(weights, config, cache, inputs: Inputs):
 
 
 def run(weights, config, inputs: Inputs, length: int = 24) -> np.ndarray:
-    """Hidden states; rows without soft tokens are padded to one length, so that few shapes are compiled."""
+    """Hidden states; rows are padded to one length, so that few shapes are compiled."""
     T = inputs.ids.shape[1]
-    if not inputs.soft:
-        inputs = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, length - T))), inputs)
+    padded = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, length - T))), dataclasses.replace(inputs, soft={}))
+    inputs = dataclasses.replace(padded, soft=inputs.soft)
     return np.asarray(_run(weights, config, inputs))[:, :T]
 
 
@@ -124,14 +124,41 @@ def test_a_packed_row_with_branches_equals_separate_rows(kind):
     for b in range(2):
         packed = run(weights, config, Inputs(ids[b : b + 1], soft={}, **{name: array[b : b + 1] for name, array in layout.items()}))[0]
         for s in (1, 2):
-            here = {x: np.flatnonzero((layout["segment"][b] == s) & (layout["branch"][b] == x)) for x in (0, 1, 2, -1)}
-            for x, at in here.items():
-                if not len(at):
-                    continue
-                chain = at if x <= 0 else np.concatenate([here[0], at])
+            for at, chain in branches(layout, b, s):
                 alone = dataclasses.replace(text(ids[b : b + 1, chain]), group=layout["group"][b : b + 1, chain])
                 expected = run(weights, config, alone)[0, -len(at) :]
                 np.testing.assert_allclose(packed[at], expected, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["rope", "cross"])
+def test_packed_rows_that_share_soft_slots_equal_separate_rows(kind):
+    config, weights = model(*kinds()[kind], soft_inputs=(SoftInputConfig("image", 12, grid=4),))
+    layout = reference.packed_rows(rng)
+    ids = rng.integers(0, 50, (2, 24)).astype(np.int32)
+    places = np.array([[2, 3, 4, 15, 16], [2, 3, 4, 17, 20]])  # in both documents of both rows
+    features = rng.normal(size=(2, 5, 12)).astype(np.float32)
+    coord = rng.integers(0, 4, (2, 5, 2)).astype(np.int32)
+    order = rng.permutation(10)
+    index = np.append((places + [[0], [24]]).reshape(10)[order], 48)[None]  # the last slot is not used
+    slots = [np.append(x.reshape(10, -1)[order], np.ones((1, x.shape[-1]), x.dtype), 0)[None] for x in (features, coord)]
+    shared = SoftBatch(slots[0], index.astype(np.int32), slots[1])
+    packed = run(weights, config, Inputs(ids, soft={"image": shared}, **layout))
+    for b in range(2):
+        for s in (1, 2):
+            for at, chain in branches(layout, b, s):
+                index = np.array([[chain.tolist().index(place) if place in chain else 24 for place in places[b]]], np.int32)
+                soft = {"image": SoftBatch(features[b : b + 1], index, coord[b : b + 1])}
+                alone = dataclasses.replace(text(ids[b : b + 1, chain]), group=layout["group"][b : b + 1, chain], soft=soft)
+                expected = run(weights, config, alone)[0, -len(at) :]
+                np.testing.assert_allclose(packed[b, at], expected, rtol=1e-3, atol=2e-5)
+
+
+def branches(layout, row, segment):
+    """For each branch of a document: its places in the row, and those of all that it sees."""
+    here = {x: np.flatnonzero((layout["segment"][row] == segment) & (layout["branch"][row] == x)) for x in (0, 1, 2, -1)}
+    for x, at in here.items():
+        if len(at):
+            yield at, at if x <= 0 else np.concatenate([here[0], at])
 
 
 def test_the_scan_equals_a_loop_over_layers():

@@ -6,11 +6,11 @@ import pytest
 from pollux.content import Audio, Content, Document, Image, Text
 from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig
 from pollux.tokens.interleave import encode
-from pollux.tokens.pack import Packer, single
+from pollux.tokens.pack import Capacities, Packer, single, to_batch
 from pollux.tokens.sequence import Batch, Modality
 
 CONFIG = TokensConfig(ImageTokens(patch=4, stride=4, max_tokens=8), AudioTokens(kind="raw", rate=1000, frame=100))
-SOFT = {"image": 12, "audio": 6, "video": 3}
+SOFT = {"image": 30, "audio": 15, "video": 9}
 
 
 def random_document(rng: np.random.Generator) -> Document:
@@ -66,14 +66,15 @@ def test_every_document_is_found_again_in_its_segment(vocabulary):
 
 def same_soft(sequence, inputs, row, where) -> bool:
     for name, soft in inputs.soft.items():
-        mine = np.isin(soft.index[row], where)
+        at = where + 128 * row
+        mine = np.isin(soft.index[0], at)
         theirs = sequence.soft.get(name)
         if mine.sum() != (0 if theirs is None else len(theirs.index)):
             return False
         if theirs is not None and not (
-            (soft.index[row, mine] - where[0] == theirs.index).all()
-            and (soft.features[row, mine] == theirs.features).all()
-            and (soft.coord[row, mine] == theirs.coord).all()
+            (soft.index[0, mine] - at[0] == theirs.index).all()
+            and (soft.features[0, mine] == theirs.features).all()
+            and (soft.coord[0, mine] == theirs.coord).all()
         ):
             return False
     return True
@@ -103,9 +104,9 @@ def test_padding_is_marked_everywhere(vocabulary):
     empty = batch.inputs.segment == 0
     assert empty.any() and not batch.inputs.ids[empty].any() and not batch.targets.pool[empty].any()
     for soft in batch.inputs.soft.values():
-        unused = soft.index == 128
+        unused = soft.index == 3 * 128
         assert not soft.features[unused].any()
-        assert (batch.inputs.segment[np.nonzero(~unused)[0], soft.index[~unused]] > 0).all()
+        assert (batch.inputs.segment.reshape(-1)[soft.index[~unused]] > 0).all()
 
 
 def shapes(batch: Batch):
@@ -130,15 +131,34 @@ def test_what_does_not_fit_waits_for_the_next_batch(vocabulary):
     assert packer.add(sequence)
 
 
-def test_a_row_closes_when_targets_or_soft_tokens_are_used_up(vocabulary):
+def picture_of_eight(vocabulary):
+    return encode(Document((Content("user", (Image(np.zeros((8, 16, 3), np.uint8)),)),)), vocabulary, CONFIG)
+
+
+def test_targets_are_a_rows_own_and_soft_tokens_shared_by_all_rows(vocabulary):
     text = encode(Document((Content("", (Text("1234"),)),)), vocabulary, CONFIG)  # five targets
-    picture = encode(Document((Content("user", (Image(np.zeros((8, 16, 3), np.uint8)),)),)), vocabulary, CONFIG)  # eight patches
-    packer = Packer(1, 1000, 9, {"image": 15}, CONFIG)
-    assert [packer.add(text), packer.add(text), packer.add(picture), packer.add(picture)] == [True, False, True, False]
+    picture = picture_of_eight(vocabulary)
+    packer = Packer(2, 1000, 9, {"image": 23}, CONFIG)
+    assert [packer.add(text) for _ in range(3)] == [True, True, False]
+    assert [packer.add(picture) for _ in range(3)] == [True, True, False]
+    assert packer.take().inputs.soft["image"].index.shape == (1, 23)
+    assert packer.add(picture)
 
 
-def test_a_document_larger_than_a_row_is_refused_with_the_sizes(vocabulary):
-    picture = encode(Document((Content("user", (Image(np.zeros((8, 16, 3), np.uint8)),)),)), vocabulary, CONFIG)
+def test_the_rows_of_a_group_share_slots_that_point_through_them(vocabulary):
+    picture = picture_of_eight(vocabulary)
+    rows = [[picture], [], [picture, picture], [picture]]
+    own = picture.soft["image"].index
+    T, unused = 30, [60] * 16
+    expected = [[*own, *unused], [*own, *(own + len(picture)), *(own + T)]]
+    soft = to_batch(rows, Capacities(T, 1, {"image": (24, CONFIG.image.features)}), groups=2).inputs.soft["image"]
+    np.testing.assert_array_equal(soft.index, expected)
+    with pytest.raises(ValueError, match="row 3 needs .*'image': 24.* room for .*'image': 23"):
+        to_batch(rows, Capacities(T, 1, {"image": (23, CONFIG.image.features)}), groups=2)
+
+
+def test_a_document_larger_than_a_batch_is_refused_with_the_sizes(vocabulary):
+    picture = picture_of_eight(vocabulary)
     with pytest.raises(ValueError, match="'image': 8.*'image': 4"):
         Packer(1, 100, 10, {"image": 4}, CONFIG).add(picture)
     with pytest.raises(ValueError, match="'image': 8"):

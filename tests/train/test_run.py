@@ -56,7 +56,7 @@ def checkpoint_steps(out: Path) -> list[int]:
 
 def steps_of(config, home) -> list[list[Batch]]:
     """The batches of each step of a run, made afresh."""
-    capacities = dict(rows=config.rows, row_length=config.row_length, targets_per_row=config.targets_per_row, soft_per_row={})
+    capacities = dict(rows=config.rows, row_length=config.row_length, targets_per_row=config.targets_per_row, soft_per_batch={})
     batches = iter(Batches(config.data, config.tokens, Vocabulary.load(home), **capacities, prefetch=0))
     return [[next(batches) for _ in range(config.accumulation)] for _ in range(config.steps)]
 

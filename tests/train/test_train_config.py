@@ -21,7 +21,7 @@ DATA = DataConfig((SourceConfig("world", task="picture"),))
         (dict(steps=0), r"one of steps \(0\) and minutes \(0\) must be 0 and the other positive"),
         (dict(minutes=3), r"one of steps \(10\) and minutes \(3\)"),
         (dict(targets_per_row=900), "targets_per_row 900 exceeds row_length 512"),
-        (dict(soft_per_row={"audio": 4}), r"soft_per_row names 'audio', but the model's soft_inputs are \['image'\]"),
+        (dict(soft_per_batch={"audio": 4}), r"soft_per_batch names 'audio', but the model's soft_inputs are \['image'\]"),
         (dict(tokens=TokensConfig()), "model.soft_inputs 'image' takes 12 features, but tokens.image makes 768"),
         (dict(compute="float16"), "compute 'float16' must be 'float32' or 'bfloat16'"),
         (dict(ema=1.0), r"ema 1.0 must be in \[0, 1\)"),

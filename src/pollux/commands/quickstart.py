@@ -33,7 +33,7 @@ def quickstart(minutes: float = 10.0, out: Path = Path("runs/quickstart"), items
     start = time.perf_counter()
     use_compilation_cache()
     _move_aside(out)
-    config = load_recipe("quickstart")(minutes=minutes)
+    config = load_recipe("quickstart")(minutes=minutes, work=out / "work")
     model = loop.run(config, out)
     (out / "report.html").rename(out / "training.html")
     # The world has one right answer to every question, so the model takes the most probable token unless told otherwise.

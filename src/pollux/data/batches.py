@@ -81,7 +81,7 @@ class _EncodedDataset(grain.MapDataset[Sequence | _Unusable]):
 class Batches(grain.IterDataset[Batch]):
     """An endless grain dataset of Batch (numpy arrays); its iterators have `get_state`, `set_state` and `close`.
 
-    data, seed: what is read, in which order. rows, row_length, targets_per_row, soft_per_row: see Packer. prefetch: batches made
+    data, seed: what is read, in which order. rows, row_length, targets_per_row, soft_per_batch: see Packer. prefetch: batches made
     ahead in a background thread, 0 = none. workers: processes that read and encode, 0 = none; batches are the same with any
     number. Errors of a thread or process are raised by `next`. `left_out` maps documents that could not be used to the
     reason; each is also logged once.
@@ -97,7 +97,7 @@ class Batches(grain.IterDataset[Batch]):
         rows: int,
         row_length: int,
         targets_per_row: int,
-        soft_per_row: Mapping[str, int],
+        soft_per_batch: Mapping[str, int],
         seed: int = 0,
         prefetch: int = 2,
         workers: int = 0,
@@ -106,7 +106,7 @@ class Batches(grain.IterDataset[Batch]):
         self.mixture = open_mixture(data, seed)
         self.encoder = _Encoder(self.mixture, vocabulary, tokens, codec, data.limits, data.prompt_dropout, seed)
         self.input_corruption = data.input_corruption
-        self.packer_arguments = (rows, row_length, targets_per_row, soft_per_row, tokens)
+        self.packer_arguments = (rows, row_length, targets_per_row, soft_per_batch, tokens)
         self.prefetch, self.workers = prefetch, workers
         self.left_out: dict[str, str] = {}
 
@@ -220,7 +220,7 @@ class BatchIterator(grain.DatasetIterator[Batch]):
             pieces, limits = self._packer.split(encoded), self._packer.capacities.limits
             if len(pieces) > 1 or sizes(encoded) <= limits:
                 return pieces
-            encoded = _Unusable(f"it needs {dict(sizes(encoded))} but a row holds {dict(limits)}: shorten it or enlarge the row")
+            encoded = _Unusable(f"it needs {dict(sizes(encoded))} but there is room for {dict(limits)}: shorten it or enlarge the batch")
         origin = self._batches.mixture.origin(position)
         if self._batches.mixture.bad_files(position) == "stop":
             raise ValueError(f"{origin}: {encoded.reason}")

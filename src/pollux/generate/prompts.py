@@ -30,7 +30,7 @@ def unconditional_prompt() -> Sequence:
 
 
 def padded_inputs(sequences: list[Sequence]) -> Inputs:
-    """Inputs [B, T] with one sequence a row; T and the soft tokens of each modality are powers of two."""
+    """Inputs [B, T] with one sequence a row and soft slots for every row (G = B); T and the slots of each modality are powers of two."""
     soft: dict[str, tuple[int, int]] = {}
     for sequence in sequences:
         for name, part in sequence.soft.items():
@@ -38,4 +38,4 @@ def padded_inputs(sequences: list[Sequence]) -> Inputs:
             soft[name] = (max(bucket(number, 16), soft.get(name, (0, 0))[0]), features)
     length = bucket(max(map(len, sequences)), 16)
     targets = max(int(np.count_nonzero(sequence.target)) for sequence in sequences)
-    return to_batch([[sequence] for sequence in sequences], Capacities(length, targets, soft)).inputs
+    return to_batch([[sequence] for sequence in sequences], Capacities(length, targets, soft), groups=len(sequences)).inputs

@@ -1,6 +1,6 @@
 """The decoder: one Batch of inputs -> hidden states -> logits. Every model of the family, with or without a cache, runs through here.
 
-Shapes: B rows, T tokens, D model, V vocabulary, N soft tokens of one modality, S keys.
+Shapes: B rows, T tokens, D model, V vocabulary, G groups of B/G rows that share N soft tokens, S keys.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class _Context:
 
     positions: Positions
     masks: dict[int, jax.Array]  # by window; empty when there is a cache
-    soft: jax.Array  # [B, N, D], all modalities one after the other
-    soft_positions: Positions
+    soft: jax.Array  # [G, N, D], all modalities one after the other
+    soft_positions: Positions  # [G, N]
+    group_positions: Positions  # [G, B/G T], what `soft_positions` are taken from
 
 
 def hidden(
@@ -44,7 +45,8 @@ def hidden(
     """Hidden states of all positions.
 
     Without a cache, rows may be packed with documents and branches. With a cache (generation), each row continues one document:
-    `inputs.position` counts from its first token, `inputs.segment` is 1 for tokens and 0 for the padding after them.
+    `inputs.position` counts from its first token, `inputs.segment` is 1 for tokens and 0 for the padding after them; its soft tokens
+    are a group of their own (G = B).
     dtype is that of the activations and products; norms, softmax and logits are float32 in any case.
     unroll: groups per step of the scan; None = all of a small model on a CPU, where that is faster, else one, so that compile time
     does not grow with depth.
@@ -54,11 +56,13 @@ def hidden(
     index = jnp.broadcast_to(jnp.arange(T), (B, T)) if cache is None else inputs.position
     positions = Positions(index, inputs.position, inputs.segment, inputs.branch, inputs.group)
     windows = {layer.attention.window for layer in config.layers} if cache is None else set()
-    soft_positions = _soft_positions(positions, soft_index)
+    group_positions = _group_positions(positions, len(soft))
+    soft_positions = _soft_positions(group_positions, soft_index)
     if cache is not None and cache.soft.shape[1]:
         cache = _keep_soft(cache, soft, soft_positions)
         soft, soft_positions = cache.soft, _kept_positions(cache.soft_index)
-    context = _Context(positions, {w: additive_mask(visible(positions, positions, w)) for w in windows}, soft, soft_positions)
+    masks = {w: additive_mask(visible(positions, positions, w)) for w in windows}
+    context = _Context(positions, masks, soft, soft_positions, group_positions)
 
     def group(carry, scanned):
         x, balance = carry
@@ -101,13 +105,14 @@ def _unroll(config: ModelConfig) -> int:
 
 
 def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
-    """Token embeddings with the soft tokens in their places [B, T, D]; the soft tokens alone [B, N, D] and their index [B, N]."""
-    B, T = inputs.ids.shape
+    """Token embeddings with the soft tokens in their places [B, T, D]; the soft tokens alone [G, N, D] and their index [G, N]."""
+    B = len(inputs.ids)
     with jax.named_scope("embed"):
         x = params["embed"][inputs.ids].astype(dtype)
         if config.embed_scale:
             x *= jnp.asarray(config.d_model**0.5, dtype)
-        soft, index = [jnp.zeros((B, 0, config.d_model), dtype)], [jnp.zeros((B, 0), jnp.int32)]
+        G = next((len(s.index) for s in inputs.soft.values()), B)
+        soft, index = [jnp.zeros((G, 0, config.d_model), dtype)], [jnp.zeros((G, 0), jnp.int32)]
         for s in config.soft_inputs:
             if s.name in inputs.soft:
                 soft.append(embed_soft(params["soft"][s.name], config, s, inputs.soft[s.name], dtype))
@@ -115,11 +120,11 @@ def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
         unknown = set(inputs.soft) - {s.name for s in config.soft_inputs}
         if unknown:
             raise ValueError(f"model {config.name!r} has no input for {', '.join(sorted(unknown))}: add it to soft_inputs")
-        soft_BND, index_BN = jnp.concatenate(soft, 1), jnp.concatenate(index, 1)
-        x = x.at[jnp.arange(B)[:, None], index_BN].set(soft_BND, mode="drop")
+        soft_GND, index_GN = jnp.concatenate(soft, 1), jnp.concatenate(index, 1)
+        x = x.reshape(G, -1, config.d_model).at[jnp.arange(G)[:, None], index_GN].set(soft_GND, mode="drop").reshape(x.shape)
         if any(layer.attention.position == "sinusoidal" for layer in config.layers):
             x += sinusoids(inputs.position, config.d_model).astype(dtype)
-    return x, soft_BND, index_BN
+    return x, soft_GND, index_GN
 
 
 def _layer(params: Params, config: ModelConfig, layer: LayerConfig, x, context: _Context, cache: LayerCache | None):
@@ -165,22 +170,32 @@ def _layer(params: Params, config: ModelConfig, layer: LayerConfig, x, context: 
     return x, cache, balance
 
 
-def _cross_attention(params: Params, config: ModelConfig, a: AttentionConfig, x, context: _Context):
+def _cross_attention(params: Params, config: ModelConfig, a: AttentionConfig, x_BTD, context: _Context):
     """Every position reads the soft tokens s before it: softmax(W_Q x (W_K s)^T / sqrt(H)) W_V s, no positions (Alayrac et al. 2022)."""
     a = replace(a, position="none", window=0, log_n_native=0)
-    q, _, _ = project(params, a, x, context.positions.position, config.norm_eps)
+    x = x_BTD.reshape(len(context.soft), -1, x_BTD.shape[-1])
+    q, _, _ = project(params, a, x, context.group_positions.position, config.norm_eps)
     _, k, v = project(params, a, context.soft, context.soft_positions.position, config.norm_eps)
-    queries, keys = (replace(p, group=jnp.zeros_like(p.group)) for p in (context.positions, context.soft_positions))
+    queries, keys = (replace(p, group=jnp.zeros_like(p.group)) for p in (context.group_positions, context.soft_positions))
     mask = additive_mask(visible(queries, keys))
-    return output(params, a, attend(q, k, v, mask, a.scale or a.head_dim**-0.5, a.soft_cap))
+    return output(params, a, attend(q, k, v, mask, a.scale or a.head_dim**-0.5, a.soft_cap)).reshape(x_BTD.shape)
 
 
-def _soft_positions(positions: Positions, index_BN: jax.Array) -> Positions:
-    """The positions of the soft tokens; an unused slot gets segment 0."""
-    T = positions.index.shape[1]
-    at = jnp.minimum(index_BN, T - 1)
+def _group_positions(positions: Positions, groups: int) -> Positions:
+    """The rows of each group one after the other, as one row: [B, T] -> [G, B/G T]. Documents of different rows stay apart."""
+    B, T = positions.index.shape
+    row = jnp.arange(B)[:, None] % (B // groups)
+    segment = jnp.where(positions.segment > 0, positions.segment + row * (T + 1), 0)
+    apart = replace(positions, index=positions.index + row * T, segment=segment)
+    return jax.tree.map(lambda x: x.reshape(groups, -1), apart)
+
+
+def _soft_positions(positions: Positions, index_GN: jax.Array) -> Positions:
+    """The positions of the soft tokens among those of their group; an unused slot gets segment 0."""
+    end = positions.index.shape[1]
+    at = jnp.minimum(index_GN, end - 1)
     taken = jax.tree.map(lambda x: jnp.take_along_axis(x, at, 1), positions)
-    return replace(taken, segment=jnp.where(index_BN < T, taken.segment, 0))
+    return replace(taken, segment=jnp.where(index_GN < end, taken.segment, 0))
 
 
 def _keep_soft(cache: Cache, soft_BND: jax.Array, at: Positions) -> Cache:

@@ -8,7 +8,8 @@ itself; branch b < 0 sees itself only (a text-only copy for the contrastive loss
 picture pay for its tokens once. Every branch starts with a token that is never a target, hence each target has its
 predecessor inside its own branch.
 
-Shapes: B rows, T tokens a row, M targets a row, N soft tokens of one modality a row, F features of that modality.
+Shapes: B rows, T tokens a row, M targets a row, G groups of B/G neighbouring rows, N soft tokens of one modality a group, F features
+of that modality.
 """
 
 from __future__ import annotations
@@ -66,15 +67,17 @@ def _pytree(cls):
 @_pytree
 @dataclass(frozen=True)
 class SoftBatch:
-    features: Array  # float32 [B, N, F]
-    index: Array  # int32 [B, N]; T marks an unused slot
-    coord: Array  # int32 [B, N, 2]
+    """Soft tokens of one modality; the rows of a group share its slots, so that few stay empty. Packing makes one group, G = 1."""
+
+    features: Array  # float32 [G, N, F]
+    index: Array  # int32 [G, N] into the B/G * T positions of the group, row after row; B/G * T marks an unused slot
+    coord: Array  # int32 [G, N, 2]
 
 
 @_pytree
 @dataclass(frozen=True)
 class Inputs:
-    """What the decoder reads. All [B, T] int32."""
+    """What the decoder reads. All [B, T] int32; G is the same for all modalities."""
 
     ids: Array
     position: Array

@@ -98,7 +98,7 @@ class TrainConfig:
     rows: int = 8  # of packed documents in a batch
     row_length: int = 512  # tokens
     targets_per_row: int = 256  # predicted tokens that a row has room for
-    soft_per_row: dict[str, int] = field(default_factory=dict)  # "image", "audio", "video": soft tokens a row holds
+    soft_per_batch: dict[str, int] = field(default_factory=dict)  # "image", "audio", "video": soft tokens that the rows share
     pairs_per_row: int = 8  # contrastive pairs compared in one row; further ones are not
     steps: int = 0  # optimiser steps of the run; 0 = `minutes` decide
     minutes: float = 0.0  # time of the run from its first batch on, compilation included; 0 = `steps` decide
@@ -131,8 +131,8 @@ class TrainConfig:
         _require(self.clip >= 0, f"clip {self.clip} must be 0 (off) or positive")
         _require(self.divergence > 0, f"divergence {self.divergence} must be positive")
         inputs = {s.name: s.features for s in self.model.soft_inputs}
-        for name in self.soft_per_row:
-            _require(name in inputs, f"soft_per_row names {name!r}, but the model's soft_inputs are {sorted(inputs)}")
+        for name in self.soft_per_batch:
+            _require(name in inputs, f"soft_per_batch names {name!r}, but the model's soft_inputs are {sorted(inputs)}")
         for name, features in inputs.items():
             expected = getattr(self.tokens, name).features
             _require(features == expected, f"model.soft_inputs {name!r} takes {features} features, but tokens.{name} makes {expected}")

@@ -177,7 +177,7 @@ class _Trainer:
                 print(f"    {origin}: {reason}")
 
 
-_READING = ("tokens", "seed", "rows", "row_length", "targets_per_row", "soft_per_row", "accumulation")  # what a step reads
+_READING = ("tokens", "seed", "rows", "row_length", "targets_per_row", "soft_per_batch", "accumulation")  # what a step reads
 
 
 def _check_same_run(config: TrainConfig, before: dict[str, Any]) -> None:

@@ -49,14 +49,14 @@ def open_batches(config: TrainConfig, vocabulary: Vocabulary, codec: Codec | Non
         rows=config.rows,
         row_length=config.row_length,
         targets_per_row=config.targets_per_row,
-        soft_per_row=config.soft_per_row,
+        soft_per_batch=config.soft_per_batch,
         seed=config.seed,
         workers=config.workers,
     )
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
-    """What one step reads: leaves [accumulation, rows, ...]."""
+    """What one step reads: leaves [accumulation, ...]."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 

@@ -44,7 +44,7 @@ def initial_state(config: TrainConfig) -> State:
 def make_step(config: TrainConfig) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
     """step(state, batch, factor) -> (state, metrics), to be jitted with the state donated.
 
-    batch: leaves [A, B, ...]. factor: float32 scalar that multiplies the learning rates (train/schedule.py).
+    batch: leaves [A, ...]. factor: float32 scalar that multiplies the learning rates (train/schedule.py).
     Metrics are float32 scalars: those of objective.loss, grad_norm (before clipping), rate_factor (the argument `factor`) and
     tokens (positions that are not padding).
     """
