@@ -57,7 +57,7 @@ def recipe(minutes: float = 10.0, work: Path = Path("runs/quickstart-work")) -> 
         rows=6,
         row_length=288,
         targets_per_row=176,
-        soft_per_batch={"image": 288, "audio": 176, "video": 192},
+        soft_per_batch={"image": 252, "audio": 176, "video": 192},
         minutes=0.66 * minutes,
         optimizer=OptimizerConfig(learning_rate=3e-3, matrix_learning_rate=1e-2),
         schedule=ScheduleConfig(warmup=50, decay=0.5),

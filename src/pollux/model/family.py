@@ -69,7 +69,7 @@ def tiny(vocab_size: int = 1024, tokens: TokensConfig | None = None) -> ModelCon
     """
     feed_forward = FeedForwardConfig(512, "relu2", gated=False)
     block = pattern(4, 4, 32, feed_forward, local=1, window=128, native=2048)
-    inputs = small_soft_inputs(tokens or TokensConfig(), hidden=256, stem=((4, 2, 32), (3, 2, 64)))
+    inputs = small_soft_inputs(tokens or TokensConfig(), hidden=256, stem=((4, 2, 24), (3, 2, 48)))
     return ModelConfig("tiny", vocab_size, 128, block, num_groups=2, soft_inputs=inputs, post_norm=False, max_positions=2048)
 
 
