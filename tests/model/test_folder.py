@@ -112,3 +112,10 @@ def test_initial_values_of_a_parameter_do_not_depend_on_the_others():
     np.testing.assert_array_equal(one["groups"][0]["attention"]["q"], other["groups"][0]["attention"]["q"])
     std = float(jnp.std(one["groups"][0]["feed_forward"]["down"]))
     assert std == pytest.approx(512**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("change", [{"window": 4}, {"log_n_native": 8}, {"gaussian_prior": True}])
+def test_cross_attention_refuses_what_it_would_ignore(change):
+    cross = dataclasses.replace(AttentionConfig(2, 1, 4), **change)
+    with pytest.raises(ValueError, match="cross_attention sees all soft tokens"):
+        LayerConfig(AttentionConfig(2, 1, 4), FeedForwardConfig(8), cross_attention=cross)

@@ -92,6 +92,9 @@ class LayerConfig:
 
     def __post_init__(self):
         _require(self.feed_forward is not None or self.experts is not None, "a layer needs feed_forward, experts or both")
+        cross = self.cross_attention
+        without = cross is None or not (cross.window or cross.log_n_native or cross.gaussian_prior)
+        _require(without, "cross_attention sees all soft tokens without positions: leave out window, log_n_native and gaussian_prior")
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _layer(params: Params, config: ModelConfig, layer: LayerConfig, x, context: 
 
 def _cross_attention(params: Params, config: ModelConfig, a: AttentionConfig, x_BTD, context: _Context):
     """Every position reads the soft tokens s before it: softmax(W_Q x (W_K s)^T / sqrt(H)) W_V s, no positions (Alayrac et al. 2022)."""
-    a = replace(a, position="none", window=0, log_n_native=0)
+    a = replace(a, position="none")
     x = x_BTD.reshape(len(context.soft), -1, x_BTD.shape[-1])
     q, _, _ = project(params, a, x, context.group_positions.position, config.norm_eps)
     _, k, v = project(params, a, context.soft, context.soft_positions.position, config.norm_eps)

@@ -40,14 +40,13 @@ class Wanted(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """One blob: `shape` is empty when it resembles none; `likeness` is the correlation with the best silhouette, 0..1."""
+    """One blob: `shape` is empty when it resembles none."""
 
     colour: str
     shape: str
     size: str
     cell: int
     area: float  # pixels
-    likeness: float
 
     def __str__(self) -> str:
         return f"{self.size} {self.colour} {self.shape or 'blob'} {CELLS[self.cell]}"
@@ -167,9 +166,8 @@ def _name_blob(name: str, blob: np.ndarray, own: np.ndarray, share: np.ndarray, 
     norm = np.sqrt((values**2).sum(1)[:, None] * (weights @ (silhouettes**2).T))
     likeness = (values @ silhouettes.T) / np.maximum(norm, 1e-9)
     best = int(likeness.max(0).argmax())
-    score = float(likeness[:, best].max())
-    shape = SHAPES[shapes[best]] if score >= _LEAST_LIKENESS else ""
-    return Found(name, shape, "big" if radii[best] > _BIG_FROM else "small", cell, area, score)
+    shape = SHAPES[shapes[best]] if likeness[:, best].max() >= _LEAST_LIKENESS else ""
+    return Found(name, shape, "big" if radii[best] > _BIG_FROM else "small", cell, area)
 
 
 def _cell_of(position: float) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pollux.data.world import grammar
 from pollux.data.world.grammar import Exchange, phrase, refer
 from pollux.data.world.noise import normal
 from pollux.data.world.render import add_noise, background, paint
@@ -34,8 +35,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "{a} moved before {b} yes or no",
         "did {a} move before {b} yes or no",
     ),
-    "colour": ("what colour is {a}", "which colour is {a}", "{a} is what colour", "{a} is which colour"),
-    "shape": ("what shape is {a}", "which shape is {a}", "{a} is what shape", "{a} is which shape"),
+    "colour": grammar.QUESTIONS["colour"],
+    "shape": grammar.QUESTIONS["shape"],
     "sound": ("what sound is there", "which sound is there", "what sound is here", "which sound is here"),
     "sound_with": (
         "which one moved with the sound",
