@@ -136,7 +136,8 @@ def test_the_held_out_files_and_the_rest_are_everything_and_share_nothing(tmp_pa
     for i in range(200):
         (tmp_path / f"{i}.md").write_text(f"first {i}\n\n" + "more " * 10)
     config = FolderConfig(held_out=0.3, max_text_bytes=32)
-    train, held_out = (FolderSource(tmp_path, config, split) for split in ("train", "held_out"))
+    train = FolderSource(tmp_path, config)
+    held_out = train.held_out()
     train_files, held_out_files = ({source.origin(i) for i in range(source.length)} for source in (train, held_out))
     assert not train_files & held_out_files and len(train_files | held_out_files) == 200
     assert 40 < len(held_out_files) < 80
@@ -147,7 +148,7 @@ def test_media_that_share_a_caption_are_held_out_together(tmp_path):
         picture(tmp_path / f"{i}.png")
         picture(tmp_path / f"{i}.jpg")
         (tmp_path / f"{i}.txt").write_text(f"number {i}")
-    held_out = FolderSource(tmp_path, FolderConfig(held_out=0.5, draw=True), "held_out")
+    held_out = FolderSource(tmp_path, FolderConfig(held_out=0.5, draw=True)).held_out()
     names = [held_out.origin(i).rsplit(".", 1)[0] for i in range(held_out.length)]
     assert 0 < held_out.length < 160 and all(names.count(name) == 4 for name in names)
 

@@ -43,6 +43,7 @@ def config(home: Path, **changes) -> TrainConfig:
         ema=0.9,
         log_every=2,
         checkpoint_every=3,
+        samples=0,
     )
     return TrainConfig(**(options | changes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 import short_run
 
+import pollux
 from pollux.cli import main
+from pollux.content import Content, Text
 from pollux.data.batches import Batches
+from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.mixture import DataConfig, SourceConfig
 from pollux.tokens.config import AudioTokens, TokensConfig
 from pollux.tokens.sequence import Batch
@@ -25,6 +29,7 @@ from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import loop, metrics, schedule
 from pollux.train.divergence import BAD_BATCH, Diverged, fault, load_batch
 from pollux.train.reading import replay
+from pollux.train.samples import TEXT_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +173,20 @@ def test_the_log_has_one_line_per_interval_and_the_page_shows_its_curves(undistu
     page = (undisturbed / "report.html").read_text()
     assert "Text loss, nats a target" in page and page.count("<svg") == page.count("</svg>") >= 5
     assert json.loads((undisturbed / "config.json").read_text())["steps"] == 12
+
+
+def test_the_page_of_a_finished_run_shows_what_the_model_answers_to_unread_documents(home, tmp_path):
+    data = DataConfig((SourceConfig("folder", path=str(home / "texts")),), folder=FolderConfig(held_out=0.2))
+    model = loop.run(short_run.config(home, data=data, steps=2, samples=3), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<div class="prompt">') == page.count('<div class="answer">') == 3
+    unread = FolderSource(home / "texts", data.folder).held_out()
+    for index in range(3):
+        text = unread.document(index).contents[0].parts[0].text
+        prompt = re.match(r".{1,%d}(?= )" % (len(text) // 2), text)[0]
+        assert f"<p>{prompt}</p>" in page and f"<p>{text[len(prompt) :]}</p>" in page
+    answer = pollux.load(model).generate(Content("", (Text(prompt),)), temperature=0, max_output_tokens=TEXT_TOKENS).text
+    assert f"<p>{html.escape(answer)}</p>" in page
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(home, undisturbed):

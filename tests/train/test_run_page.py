@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 from random_batch import TOKENS, small_model
 
+from pollux.content import Audio, Text
+from pollux.content import Image as ImagePart
 from pollux.data.mixture import DataConfig, SourceConfig
 from pollux.train.config import TrainConfig
-from pollux.train.report import Sample, nice_ticks, page
+from pollux.train.report import nice_ticks, page
+from pollux.train.samples import Sample
 
 CONFIG = TrainConfig(small_model(), TOKENS, DataConfig((SourceConfig("world", task="picture"),)), vocabulary="words", steps=10)
 LINE = {"seconds": 60.0, "tokens_per_second": 5000.0, "draw": 0.0}
@@ -43,11 +46,15 @@ class Balance(HTMLParser):
 
 def test_samples_are_shown_as_they_are_and_pictures_survive():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    text = page(CONFIG, [LINE | {"step": 1, "text": 3.5}], [Sample("<b>draw</b> & more", "a <answer>", "truth", pixels)])
+    sound = Audio(np.zeros(160, np.float32), 16_000)
+    drawn = Sample((sound, Text("<b>draw</b> & more")), (Text("an <answer>"), ImagePart(pixels)), (Text("truth"),))
+    text = page(CONFIG, [LINE | {"step": 1, "text": 3.5}], [drawn, Sample((Text("hi"),), ())])
     parser = Balance()
     parser.feed(text)
     assert parser.open == []
-    assert "<b>draw</b> & more" in parser.text and "a <answer>" in parser.text and "truth" in parser.text
+    for words in ("<b>draw</b> & more", "an <answer>", "truth", "(nothing)"):
+        assert words in parser.text
+    assert text.count("<audio") == 1
     embedded = re.search(r'src="data:image/png;base64,([^"]+)"', text)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(embedded[1])))), pixels)
 

@@ -12,6 +12,7 @@ is held out for evaluation.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -86,18 +87,21 @@ class FolderSource:
     the reason.
     """
 
-    def __init__(self, path: str | Path, config: FolderConfig = FolderConfig(), split: Literal["train", "held_out"] = "train"):
+    def __init__(self, path: str | Path, config: FolderConfig = FolderConfig()):
         self.path = Path(path)
         self.config = config
         self.left_out: dict[str, str] = {}
         if not self.path.is_dir():
             raise ValueError(f"{self.path} is not a folder; a folder source needs the path of one")
-        self._entries = [entry for entry in self._scan() if self._is_held_out(entry) == (split == "held_out")]
+        self._entries: list[_Entry] = []
+        self._held_out: list[_Entry] = []
+        for entry in self._scan():
+            (self._held_out if self._is_held_out(entry) else self._entries).append(entry)
         if self.left_out:
             examples = "; ".join(f"{name}: {reason}" for name, reason in list(self.left_out.items())[:3])
             more = " ..." if len(self.left_out) > 3 else ""
             logger.warning("%d files of %s are left out (%s%s)", len(self.left_out), path, examples, more)
-        if not self._entries and split == "train":
+        if not self._entries:
             raise ValueError(
                 f"{self.path} has no documents; put in text files, media with a .txt of the same name beside, or .jsonl documents"
             )
@@ -116,6 +120,12 @@ class FolderSource:
     def origin(self, index: int) -> str:
         """The file of a document, and its line in JSON lines."""
         return _name(self._entries[index])
+
+    def held_out(self) -> FolderSource:
+        """The documents of the files that are kept for evaluation, maybe none."""
+        other = copy.copy(self)
+        other._entries = self._held_out
+        return other
 
     def document(self, index: int) -> Document:
         """Document `index`. Media are not opened here, so only text and JSON lines can raise MediaError."""

@@ -6,6 +6,7 @@ and a run can continue anywhere. `sample` and `describe` look into a source for 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pollux.tokens.interleave import count
 from pollux.tokens.sequence import Sequence
 
 BadFiles = Literal["skip", "stop"]
+_UNREAD = 1 << 40  # a document of the world that no run comes to
 
 
 class Source(Protocol):
@@ -36,6 +38,9 @@ class Source(Protocol):
     def origin(self, index: int) -> str:
         """Where document `index` comes from, in words that help a person find it."""
 
+    def held_out(self) -> Source:
+        """Documents of the same kind that a run never reads; its length is 0 if none are kept back."""
+
 
 class TaskGenerator(Protocol):
     """What `WorldSource` needs of a `pollux.data.world.World`."""
@@ -46,18 +51,22 @@ class TaskGenerator(Protocol):
 
 @dataclass(frozen=True)
 class WorldSource:
-    """One task of the procedural world; endless."""
+    """One task of the procedural world, from document `first` on; endless."""
 
     world: TaskGenerator
     task: str
+    first: int = 0
     length: None = None
     bad_files: BadFiles = "stop"
 
     def document(self, index: int) -> Document:
-        return self.world.document(self.task, index)
+        return self.world.document(self.task, self.first + index)
 
     def origin(self, index: int) -> str:
-        return f"document {index} of the world's task {self.task}"
+        return f"document {self.first + index} of the world's task {self.task}"
+
+    def held_out(self) -> WorldSource:
+        return dataclasses.replace(self, first=_UNREAD)
 
 
 def sample(source: Source, n: int) -> Iterator[Document]:

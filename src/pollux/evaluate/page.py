@@ -5,22 +5,15 @@ One file without scripts or links, so that it can be mailed; it follows the read
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
-from pollux.content import Audio, Image, Part, Text, Video
-from pollux.media import encode_audio
-
-RATE = 16_000  # Hz of sounds in the page
-FPS, FRAMES = 2.0, 6  # of a film strip, at most
+from pollux.content import Image, Part, Text
+from pollux.generate.markup import show
 
 _STYLE = """
 :root {
@@ -45,7 +38,7 @@ p { color: var(--soft); margin: .3rem 0 0 }
 .value { text-align: right; font-variant-numeric: tabular-nums }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .9rem }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; padding: .9rem; overflow-wrap: anywhere }
-.pictures { display: flex; flex-wrap: wrap; gap: .4rem; margin-bottom: .5rem }
+.pictures, .strip { display: flex; flex-wrap: wrap; gap: .4rem; margin-bottom: .5rem }
 img { height: 8rem; border-radius: .35rem; image-rendering: pixelated } .strip img { height: 3.6rem } audio { width: 100% }
 .right { color: var(--good); font-weight: 600 } .wrong { color: var(--bad); font-weight: 600 } .truth { color: var(--soft) }
 """
@@ -106,32 +99,11 @@ def _bar(bar: Bar) -> str:
 
 def _card(example: Example) -> str:
     words = " ".join(part.text for part in example.prompt if isinstance(part, Text))
-    media = "".join(_medium(part) for part in example.prompt)
-    drawn = "".join(f'<img alt="drawn" src="{_png(picture)}">' for picture in example.drawn)
+    media = "".join(show(part) for part in example.prompt if not isinstance(part, Text))
+    drawn = "".join(show(Image(picture)) for picture in example.drawn)
     mark, style = ("✓", "right") if example.right else ("✗", "wrong")
     lines = [f'<div class="pictures">{media}{drawn}</div>' if media or drawn else "", f"<div>{html.escape(words)}</div>"]
     lines.append(f'<div class="{style}">{mark} {html.escape(example.answer)}</div>')
     if not example.right and example.expected:
         lines.append(f'<div class="truth">right: {html.escape(example.expected)}</div>')
     return f'<div class="card">{"".join(lines)}</div>'
-
-
-def _medium(part: Part) -> str:
-    if isinstance(part, Image):
-        return f'<img alt="given" src="{_png(PIL.Image.fromarray(part.pixels()))}">'
-    if isinstance(part, Audio):
-        return f'<audio controls src="{_data_url("audio/wav", encode_audio(part.samples(RATE), RATE))}"></audio>'
-    if isinstance(part, Video):
-        frames, _ = part.frames(fps=FPS, max_frames=FRAMES)
-        return f'<div class="pictures strip">{"".join(f"<img alt=frame src={_png(PIL.Image.fromarray(frame))}>" for frame in frames)}</div>'
-    return ""
-
-
-def _png(picture: PIL.Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return _data_url("image/png", buffer.getvalue())
-
-
-def _data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -11,7 +11,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 
 from pollux.compilation import use_compilation_cache
 from pollux.data.batches import log_state
+from pollux.generate.model import load
 from pollux.model import folder
 from pollux.tokens.sequence import Batch
 from pollux.train import divergence, metrics, schedule
@@ -28,15 +29,15 @@ from pollux.train.checkpoint import Checkpoints
 from pollux.train.config import TrainConfig
 from pollux.train.progress import ProgressLine, peak_flops, step_flops
 from pollux.train.reading import STATES, open_batches, open_vocabulary, stack
-from pollux.train.report import Sample, write_report
+from pollux.train.report import write_report
+from pollux.train.samples import answered
 from pollux.train.step import initial_state, make_step
 
 
-def run(config: TrainConfig, out: str | Path, resume: bool = False, samples: Callable[[Path], Sequence[Sample]] | None = None) -> Path:
+def run(config: TrainConfig, out: str | Path, resume: bool = False) -> Path:
     """Train to the end and return the model folder OUT/model.
 
     resume: continue from the newest checkpoint in `out`, or begin if there is none yet.
-    samples: called with the finished model folder; what it returns is shown in OUT/report.html.
     Raises ValueError if `out` holds another run, Diverged when the loss does, and KeyboardInterrupt after
     SIGINT or SIGTERM, when the finished step has been saved. Documents that could not be used are listed at the end.
     """
@@ -50,8 +51,8 @@ def run(config: TrainConfig, out: str | Path, resume: bool = False, samples: Cal
         if not trainer.finished:
             raise KeyboardInterrupt(f"step {trainer.step} is saved, --resume continues")
     model = trainer.export()
-    if samples:
-        write_report(out, config, samples(model))
+    if config.samples:
+        write_report(out, config, answered(load(model), trainer.dataset.mixture.sources, config.samples))
     return model
 
 

@@ -1,4 +1,4 @@
-"""OUT/report.html: a run on one page, curves drawn as inline SVG, with the config and whatever samples the caller adds.
+"""OUT/report.html: a run on one page, curves drawn as inline SVG, what the finished model answers, and the config.
 
 The page is one file without scripts or links, follows the reader's light or dark setting, and can be written at any time from
 metrics.jsonl.
@@ -6,20 +6,18 @@ metrics.jsonl.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pollux.content import Text
+from pollux.generate.markup import show
 from pollux.model.params import count
 from pollux.train import metrics
 from pollux.train.config import TrainConfig
+from pollux.train.samples import Sample
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 360, 190, 46, 22, 10, 12  # of a curve, in SVG units
 
@@ -53,9 +51,12 @@ h2 { font-size: 17px; font-weight: 600; margin: 40px 0 14px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; margin: 0; }
 .card header { display: flex; justify-content: space-between; gap: 12px; font-size: 13px; color: var(--soft); }
 .card header b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
-.card p { margin: 8px 0 0; overflow-wrap: anywhere; }
-.card p:first-child { margin: 0; }
-.card .prompt { color: var(--soft); }
+.card p { margin: 8px 0 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+.card small { display: block; margin-top: 12px; color: var(--soft); }
+.card small:first-child { margin: 0; }
+.card .expected { color: var(--soft); }
+.card audio { width: 100%; margin-top: 8px; }
+.strip { display: grid; grid-template-columns: repeat(3, 1fr); gap: 4px; }
 .card img { width: 100%; max-width: 192px; image-rendering: pixelated; border-radius: 6px; margin-top: 8px; display: block; }
 svg { width: 100%; height: auto; display: block; margin-top: 6px; font: 10px system-ui, sans-serif; fill: var(--soft); }
 svg .axis { stroke: var(--line); fill: none; }
@@ -65,16 +66,6 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; }
 td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 td:first-child { color: var(--soft); white-space: nowrap; width: 1%; }
 """.strip()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Something that the finished model did."""
-
-    prompt: str
-    answer: str = ""
-    expected: str = ""
-    image: np.ndarray | None = None  # uint8 [H, W, 3], shown above the answer
 
 
 def write_report(out: Path, config: TrainConfig, samples: Sequence[Sample] = ()) -> None:
@@ -142,22 +133,9 @@ def _short(value: float) -> str:
 
 
 def _sample(sample: Sample) -> str:
-    parts = [f'<p class="prompt">{html.escape(sample.prompt)}</p>']
-    if sample.image is not None:
-        parts.append(f'<img alt="" src="data:image/png;base64,{_png(sample.image)}">')
-    if sample.answer:
-        parts.append(f"<p>{html.escape(sample.answer)}</p>")
-    if sample.expected:
-        parts.append(f'<p class="prompt">expected: {html.escape(sample.expected)}</p>')
+    named = {"prompt": sample.prompt, "answer": sample.answer or (Text("(nothing)"),), "expected": sample.expected}
+    parts = [f'<small>{name}</small><div class="{name}">{"".join(map(show, shown))}</div>' for name, shown in named.items() if shown]
     return f'<figure class="card">{"".join(parts)}</figure>'
-
-
-def _png(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
