@@ -9,6 +9,7 @@ from pathlib import Path
 
 from random_batch import small_model
 
+from pollux.data.folder import FolderConfig
 from pollux.data.mixture import DataConfig, SourceConfig
 from pollux.model.folder import hash_params, load_config, load_params
 from pollux.tokens.config import TokensConfig
@@ -33,7 +34,7 @@ def config(home: Path, **changes) -> TrainConfig:
     options = dict(
         model=small_model(vocab_size=VOCABULARY + 64, soft_inputs=()),
         tokens=TokensConfig(),
-        data=DataConfig((SourceConfig("folder", path=str(home / "texts")),)),
+        data=DataConfig((SourceConfig("folder", path=str(home / "texts")),), folder=FolderConfig(held_out=0.2)),
         vocabulary=str(home),
         rows=2,
         row_length=64,
@@ -43,6 +44,7 @@ def config(home: Path, **changes) -> TrainConfig:
         ema=0.9,
         log_every=2,
         checkpoint_every=3,
+        evaluate_every=5,
         samples=0,
     )
     return TrainConfig(**(options | changes))

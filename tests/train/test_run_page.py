@@ -66,6 +66,22 @@ def test_the_page_needs_no_other_file_and_shows_only_what_was_measured():
     assert "words" in text, "the config is listed"
 
 
+def test_the_loss_on_held_out_documents_is_drawn_beside_that_of_the_training():
+    lines = [
+        LINE | {"step": 1, "text": 4.0},
+        {"step": 1, "held_out_text": 3.0},
+        LINE | {"step": 9, "text": 0.5},
+        {"step": 9, "held_out_text": 2.0},
+    ]
+    text = page(CONFIG, lines)
+    card = next(card for card in text.split("<figure")[1:] if "Text loss" in card)
+    assert "held out 2<" in card and card.count('class="curve held"') == card.count('class="curve"') == 1
+    assert "step 9 · 1.0 min" in text and text.count('class="curve held"') == 1
+    heights = [[float(point.split()[1]) for point in path.split("L")] for path in re.findall(r'class="curve[^"]*" d="M([^"]+)"', card)]
+    (first, last), (held_first, held_last) = heights
+    assert first < held_first < held_last < last, "both curves share one axis, on which up is less"
+
+
 def test_a_curve_runs_from_its_first_to_its_last_value():
     text = page(CONFIG, [LINE | {"step": step, "text": value} for step, value in ((1, 0.0), (2, 4.0), (5, 2.0))])
     curve = re.search(r'class="curve" d="M([^"]+)"', text)[1]

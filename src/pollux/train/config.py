@@ -115,6 +115,7 @@ class TrainConfig:
     log_every: int = 10  # steps whose means make one line of metrics.jsonl
     checkpoint_every: int = 500  # steps between checkpoints; 0 = only at the end
     keep_checkpoints: int = 2  # the newest ones
+    evaluate_every: int = 200  # steps between measurements of the loss on held-out documents, also taken at the end; 0 = only there
     samples: int = 8  # prompts that the finished model answers on the run page; 0 = none
 
     def __post_init__(self):
@@ -125,6 +126,7 @@ class TrainConfig:
         for name in ("rows", "row_length", "targets_per_row", "pairs_per_row", "accumulation", "log_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1")
         _require(self.targets_per_row <= self.row_length, f"targets_per_row {self.targets_per_row} exceeds row_length {self.row_length}")
+        _require(self.evaluate_every >= 0, f"evaluate_every {self.evaluate_every} must be 0 (only at the end) or more steps")
         _require(self.samples >= 0, f"samples {self.samples} must be 0 (none) or more prompts")
         _require(self.workers >= 0, f"workers {self.workers} must be 0 or more processes")
         _require(self.checkpoint_every >= 0, f"checkpoint_every {self.checkpoint_every} must be 0 (only at the end) or more steps")

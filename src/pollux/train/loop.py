@@ -23,10 +23,13 @@ from pollux.compilation import use_compilation_cache
 from pollux.data.batches import log_state
 from pollux.generate.model import load
 from pollux.model import folder
+from pollux.model.params import Params
 from pollux.tokens.sequence import Batch
 from pollux.train import divergence, metrics, schedule
 from pollux.train.checkpoint import Checkpoints
 from pollux.train.config import TrainConfig
+from pollux.train.held_out import HeldOut
+from pollux.train.metrics import HELD_OUT
 from pollux.train.progress import ProgressLine, peak_flops, step_flops
 from pollux.train.reading import STATES, open_batches, open_vocabulary, stack
 from pollux.train.report import write_report
@@ -68,6 +71,7 @@ class _Trainer:
             )
         self.vocabulary, self.codec = open_vocabulary(config)
         self.dataset = open_batches(config, self.vocabulary, self.codec)
+        self.held_out = HeldOut(config, self.dataset.mixture.sources, self.vocabulary, self.codec)
         self.batches = iter(self.dataset)
         progress: dict[str, Any] = {}
         if self.step:
@@ -81,6 +85,8 @@ class _Trainer:
         self.window = metrics.Window(progress.get("window"))
         self.seconds_before = progress.get("seconds", 0.0)
         self.saved = self.step
+        self.evaluated = max((line["step"] for line in metrics.read(out) if any(name.startswith(HELD_OUT) for name in line)), default=0)
+        self.pending: tuple[int, Batch, dict[str, jax.Array]] | None = None
         self.peak = peak_flops(config.compute)
 
     @property
@@ -102,22 +108,25 @@ class _Trainer:
         step_function = jax.jit(make_step(config), donate_argnums=0)
         self.start = time.perf_counter()
         self.logged_at, self.work = self.start, np.zeros(3)  # tokens, targets and steps since then
-        pending: tuple[int, Batch, dict[str, jax.Array]] | None = None
         with ProgressLine() as self.line:
+            if not self.held_out.documents and any(source.kind == "folder" for source in config.data.sources):
+                self.line.note(
+                    "no document of the folders is held out, so only the loss of the training is shown: raise --data.folder.held-out"
+                )
             while not self.finished and not stop_requested.is_set():
                 batch = stack([self._read() for _ in range(config.accumulation)])
                 factor = np.float32(schedule.factor(config.schedule, self.step + 1, self.share_after(self.step), config.model.d_model))
                 self.state, new = step_function(self.state, batch, factor)
                 self.step += 1
-                if pending is not None:
-                    self._record(*pending)  # one step late, while the device works on this one
-                pending = (self.step, batch, new)
+                self._record()  # one step late, while the device works on this one
+                self.pending = (self.step, batch, new)
+                if config.evaluate_every and self.step % config.evaluate_every == 0:
+                    self._evaluate()
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0:
-                    self._record(*pending)
-                    pending = None
                     self._save()
-            if pending is not None:
-                self._record(*pending)
+            if self.finished and self.evaluated < self.step:
+                self._evaluate()
+            self._record()
         if self.saved != self.step:
             self._save()
         self.checkpoints.wait()
@@ -127,8 +136,11 @@ class _Trainer:
         log_state(self.out / STATES, self.batches.get_state())
         return next(self.batches)
 
-    def _record(self, step: int, batch: Batch, device_metrics: dict[str, jax.Array]) -> None:
-        """Read the metrics of a step, stop the run if they are bad, and log them when it is time."""
+    def _record(self) -> None:
+        """Read the metrics of the newest step, if that is yet to be done; stop the run if they are bad, and log them when it is time."""
+        if self.pending is None:
+            return
+        (step, batch, device_metrics), self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         reason = divergence.fault(self.config, values)
         if reason:
@@ -153,16 +165,33 @@ class _Trainer:
         left = (self.config.steps - step) * elapsed / steps if self.config.steps else 60 * self.config.minutes - self.seconds
         self.line.show(line, self.share_after(step), max(0.0, left))
 
+    def _evaluate(self) -> None:
+        """Log what held-out documents cost the weights that would be exported now, if there are such documents."""
+        self._record()
+        start = time.perf_counter()
+        losses = self.held_out.losses(self.exported)
+        if losses:
+            self.log.write({"step": self.step} | losses)
+            shown = "  ".join(f"{name.removeprefix(HELD_OUT)} {value:.3f}" for name, value in losses.items())
+            self.line.note(f"step {self.step}  held out ({self.held_out.documents} documents): {shown}")
+        self.evaluated = self.step
+        self.logged_at += time.perf_counter() - start  # the rate of the steps does not count it
+
     def _save(self) -> None:
+        self._record()
         progress = {"data": self.batches.get_state(), "window": self.window.sums, "seconds": self.seconds}
         self.checkpoints.save(self.step, self.state, progress)
         self.saved = self.step
 
+    @property
+    def exported(self) -> Params:
+        """The averaged parameters if the run keeps them, else the newest."""
+        return self.state.params if self.state.ema is None else self.state.ema
+
     def export(self) -> Path:
-        """Write OUT/model: the averaged parameters if the run keeps them, with vocabulary and codec."""
-        params = self.state.params if self.state.ema is None else self.state.ema
+        """Write OUT/model with vocabulary and codec."""
         model = self.out / "model"
-        folder.save(model, params, self.config.model, self.config.tokens)
+        folder.save(model, self.exported, self.config.model, self.config.tokens)
         self.vocabulary.save(model)
         if self.codec is not None:
             self.codec.save(model)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 FILE = "metrics.jsonl"
+HELD_OUT = "held_out_"  # begins the names of losses on documents that the run does not read; they have lines of their own
 
 
 class Window:

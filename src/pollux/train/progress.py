@@ -55,6 +55,10 @@ class ProgressLine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
+
     def show(self, line: dict[str, float], share: float, left_seconds: float) -> None:
         """line: as logged; share: finished part of the run; left_seconds: expected time to its end."""
         losses = "  ".join(f"{name} {line[name]:.3f}" for name in ("text", "draw", "align") if name in line)

@@ -17,6 +17,7 @@ from pollux.generate.markup import show
 from pollux.model.params import count
 from pollux.train import metrics
 from pollux.train.config import TrainConfig
+from pollux.train.metrics import HELD_OUT
 from pollux.train.samples import Sample
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 360, 190, 46, 22, 10, 12  # of a curve, in SVG units
@@ -36,9 +37,14 @@ TITLES = {
 }
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c1d21; --soft: #6b6e76; --line: #e3e4e8; --page: #fbfbfc; --card: #fff; --accent: #2f6bd8; }
+:root {
+  color-scheme: light dark;
+  --ink: #1c1d21; --soft: #6b6e76; --line: #e3e4e8; --page: #fbfbfc; --card: #fff; --accent: #2f6bd8; --held: #c26a1b;
+}
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e9eaee; --soft: #979ba5; --line: #2d3037; --page: #141518; --card: #1b1d21; --accent: #78a9ff; }
+  :root {
+    --ink: #e9eaee; --soft: #979ba5; --line: #2d3037; --page: #141518; --card: #1b1d21; --accent: #78a9ff; --held: #f0a35c;
+  }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 40px 24px 64px; background: var(--page); color: var(--ink);
@@ -50,7 +56,9 @@ h2 { font-size: 17px; font-weight: 600; margin: 40px 0 14px; }
 .samples { grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; margin: 0; }
 .card header { display: flex; justify-content: space-between; gap: 12px; font-size: 13px; color: var(--soft); }
+.card header span { flex: 1; }
 .card header b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
+.card header b.held { color: var(--held); }
 .card p { margin: 8px 0 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 .card small { display: block; margin-top: 12px; color: var(--soft); }
 .card small:first-child { margin: 0; }
@@ -62,6 +70,8 @@ svg { width: 100%; height: auto; display: block; margin-top: 6px; font: 10px sys
 svg .axis { stroke: var(--line); fill: none; }
 svg .curve { stroke: var(--accent); stroke-width: 1.6; stroke-linejoin: round; fill: none; }
 svg .point { fill: var(--accent); }
+svg .held { stroke: var(--held); }
+svg .held.point { fill: var(--held); }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 td:first-child { color: var(--soft); white-space: nowrap; width: 1%; }
@@ -77,10 +87,11 @@ def page(config: TrainConfig, lines: Sequence[dict[str, Any]], samples: Sequence
     """The HTML of a run with the given logged lines."""
     name = html.escape(config.model.name)
     lead = f"{count(config.model) / 1e6:,.1f} M parameters"
-    if lines:
-        lead += f" · step {lines[-1]['step']:,} · {lines[-1]['seconds'] / 60:.1f} min · {lines[-1]['tokens_per_second']:,.0f} tokens/s"
+    steps = [line for line in lines if "seconds" in line]
+    if steps:
+        lead += f" · step {steps[-1]['step']:,} · {steps[-1]['seconds'] / 60:.1f} min · {steps[-1]['tokens_per_second']:,.0f} tokens/s"
     names = [key for key in TITLES if any(line.get(key) for line in lines)]
-    curves = [_curve(TITLES[key], [(line["step"], line[key]) for line in lines if key in line]) for key in names]
+    curves = [_curve(TITLES[key], _points(lines, key), _points(lines, HELD_OUT + key)) for key in names]
     parts = [f"<h1>{name}</h1>", f'<p class="lead">{lead}</p>', "<h2>Curves</h2>"]
     parts += ['<div class="grid">', *curves, "</div>"] if curves else ["<p>Nothing is logged yet.</p>"]
     if samples:
@@ -91,9 +102,13 @@ def page(config: TrainConfig, lines: Sequence[dict[str, Any]], samples: Sequence
     return "\n".join([f"{head}<title>{name}: training run</title><style>{STYLE}</style></head><body>", *parts, "</body></html>\n"])
 
 
-def _curve(title: str, points: Sequence[tuple[int, float]]) -> str:
-    """One card: title, newest value, and the values over the steps."""
-    steps, values = [float(step) for step, _ in points], [value for _, value in points]
+def _points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(float(line["step"]), line[key]) for line in lines if key in line]
+
+
+def _curve(title: str, points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float, float]] = ()) -> str:
+    """One card: title, newest value, and the values over the steps, beside those on held-out documents."""
+    steps, values = zip(*sorted([*points, *held_out]), strict=True)
     ticks = nice_ticks(min(values), max(values))
     low, high = ticks[0], ticks[-1]
 
@@ -110,10 +125,15 @@ def _curve(title: str, points: Sequence[tuple[int, float]]) -> str:
         marks.append(f'<text x="{LEFT - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{_short(tick)}</text>')
     for step, anchor in ((steps[0], "start"), (steps[-1], "end"))[: 1 if len(steps) == 1 else 2]:
         marks.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">step {step:,.0f}</text>')
-    path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in zip(steps, values, strict=True))
-    marks.append(f'<path class="curve" d="M{path}"/>')
-    marks.append(f'<circle class="point" cx="{x(steps[-1]):.1f}" cy="{y(values[-1]):.1f}" r="2.6"/></svg>')
-    return f'<figure class="card"><header><span>{html.escape(title)}</span><b>{_short(values[-1])}</b></header>{"".join(marks)}</figure>'
+    newest = f"<b>{_short(points[-1][1])}</b>"
+    for kind, line in (("curve", points), ("curve held", held_out)):
+        if line:
+            path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in line)
+            marks.append(f'<path class="{kind}" d="M{path}"/>')
+            marks.append(f'<circle class="{kind} point" cx="{x(line[-1][0]):.1f}" cy="{y(line[-1][1]):.1f}" r="2.6"/>')
+    if held_out:
+        newest += f'<b class="held">held out {_short(held_out[-1][1])}</b>'
+    return f'<figure class="card"><header><span>{html.escape(title)}</span>{newest}</header>{"".join(marks)}</svg></figure>'
 
 
 def nice_ticks(low: float, high: float, intervals: int = 4) -> list[float]:
