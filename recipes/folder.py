@@ -2,10 +2,12 @@
 
     pollux train recipes/folder.py --folder my-folder --out runs/mine --steps 2000
 
-With `--drawing my-codec` (from `pollux codec train my-folder --out my-codec`) it also learns to draw pictures from their captions.
+One file in twenty is held out; the loss on those is shown beside that of the training. With `--drawing my-codec` (from
+`pollux codec train my-folder --out my-codec`) it also learns to draw pictures from their captions.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pollux.content import Text
@@ -26,8 +28,10 @@ def recipe(folder: Path, drawing: Path | None = None, vocab_size: int = 4096) ->
         drawing: Folder of an image codec; without it the model does not draw.
         vocab_size: Most ids of the tokeniser, which is trained on the folder's text.
     """
-    tokenizer = Path("runs") / "tokenizers" / folder.resolve().name
-    vocabulary = trained_vocabulary(tokenizer, lambda: texts(folder), vocab_size)
+    reading = FolderConfig(draw=drawing is not None, held_out=0.05)
+    source = FolderSource(folder, reading)
+    tokenizer = Path("runs") / "tokenizers" / f"{folder.resolve().name}-{vocab_size}-{fingerprint(texts(source))}"
+    vocabulary = trained_vocabulary(tokenizer, lambda: texts(source), vocab_size)
     codes = sum(Codec.load(drawing).levels) if drawing else 0
     tokens = TokensConfig(
         ImageTokens(max_tokens=64, standardise=True),
@@ -37,7 +41,7 @@ def recipe(folder: Path, drawing: Path | None = None, vocab_size: int = 4096) ->
     return TrainConfig(
         model=tiny(vocabulary.size + codes, tokens),
         tokens=tokens,
-        data=DataConfig((SourceConfig("folder", path=str(folder)),), folder=FolderConfig(draw=drawing is not None)),
+        data=DataConfig((SourceConfig("folder", path=str(folder)),), folder=reading),
         vocabulary=str(tokenizer),
         codec=str(drawing or ""),
         rows=4,
@@ -49,10 +53,17 @@ def recipe(folder: Path, drawing: Path | None = None, vocab_size: int = 4096) ->
     )
 
 
-def texts(folder: Path) -> Iterator[str]:
-    """Every text of the folder's documents."""
-    source = FolderSource(folder)
+def texts(source: FolderSource) -> Iterator[str]:
+    """Every text of the documents."""
     for index in range(source.length):
         document = source.document(index)
         for content in (*document.contents, *(content for branch in document.branches for content in branch)):
             yield from (part.text for part in content.parts if isinstance(part, Text))
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """The same for the same texts, another for others."""
+    digest = hashlib.blake2b(digest_size=6)
+    for text in texts:
+        digest.update(len(text).to_bytes(8) + text.encode())
+    return digest.hexdigest()

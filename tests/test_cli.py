@@ -133,6 +133,25 @@ def test_the_folder_recipe_reads_the_folder_and_learns_its_words(tmp_path, monke
     assert (batch.inputs.soft["image"].index < config.rows * config.row_length).sum() > 0
 
 
+def test_a_tokenizer_is_kept_for_one_text_and_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [tmp_path / parent / "notes" for parent in ("here", "there")]
+    for folder, word in zip(folders, ("heron", "gannet"), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "a.md").write_text(f"a {word} stands in the reeds\n" * 50)
+
+    def vocabulary(folder, size=4096):
+        config = load_recipe("folder")(folder, vocab_size=size)
+        return config.vocabulary, Vocabulary.load(config.vocabulary)
+
+    (path, first), (_, other), (_, small) = vocabulary(folders[0]), vocabulary(folders[1]), vocabulary(folders[0], 280)
+    assert len(first.encode_text(" heron")) == len(other.encode_text(" gannet")) == 1 < len(other.encode_text(" heron"))
+    assert small.size == 280 < first.size
+    assert vocabulary(folders[0])[0] == path
+    (folders[0] / "a.md").write_text("a gull stands in the reeds\n" * 50)
+    assert len(vocabulary(folders[0])[1].encode_text(" gull")) == 1
+
+
 def test_tokens_counts_add_up(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("12345")
     PIL.Image.new("RGB", (32, 48)).save(tmp_path / "b.png")
