@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,8 +11,9 @@ from random_batch import TOKENS, small_model
 from pollux.data.mixture import DataConfig, SourceConfig
 from pollux.model.config import ModelConfig
 from pollux.tokens.config import TokensConfig
-from pollux.train.config import LossConfig, OptimizerConfig, TrainConfig
+from pollux.train.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
+ADAFACTOR = OptimizerConfig("adafactor")
 DATA = DataConfig((SourceConfig("world", task="picture"),))
 
 
@@ -25,12 +27,23 @@ DATA = DataConfig((SourceConfig("world", task="picture"),))
         (dict(tokens=TokensConfig()), "model.soft_inputs 'image' takes 12 features, but tokens.image makes 768"),
         (dict(compute="float16"), "compute 'float16' must be 'float32' or 'bfloat16'"),
         (dict(ema=1.0), r"ema 1.0 must be in \[0, 1\)"),
+        (dict(schedule=ScheduleConfig("relative"), optimizer=ADAFACTOR), "set optimizer.learning_rate to 1"),
+        (dict(schedule=ScheduleConfig("inverse_sqrt"), optimizer=OptimizerConfig(learning_rate=1)), "set optimizer.matrix_learning_rate"),
         (dict(accumulation=0), "accumulation 0 must be at least 1"),
     ],
 )
 def test_a_wrong_run_is_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**(dict(model=small_model(), tokens=TOKENS, data=DATA, vocabulary="", steps=10) | changes))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "optimizer"),
+    [("warmup_stable_decay", {}), ("relative", {"learning_rate": 1}), ("inverse_sqrt", {"learning_rate": 0.5, "kind": "adamw"})],
+)
+def test_a_rate_that_fits_its_schedule_is_accepted(schedule, optimizer):
+    optimizer = dataclasses.replace(ADAFACTOR, **optimizer)
+    TrainConfig(small_model(), TOKENS, DATA, vocabulary="", steps=10, schedule=ScheduleConfig(schedule), optimizer=optimizer)
 
 
 def test_wrong_parts_are_refused():

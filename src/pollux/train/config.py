@@ -14,6 +14,7 @@ from pollux.model.config import ModelConfig
 from pollux.tokens.config import TokensConfig
 
 ScheduleKind = Literal["constant", "cosine", "inverse_sqrt", "warmup_stable_decay", "relative"]
+ABSOLUTE: tuple[ScheduleKind, ...] = ("inverse_sqrt", "relative")  # factors that are learning rates themselves
 OptimizerKind = Literal["adafactor", "adamw", "muon"]
 Compute = Literal["float32", "bfloat16"]
 
@@ -27,7 +28,7 @@ def _require(condition: bool, message: str) -> None:
 class ScheduleConfig:
     """The factor that multiplies every learning rate; formulas in train/schedule.py.
 
-    "inverse_sqrt" and "relative" give absolute rates (use learning_rate = 1); the others rise to 1 and fall to `floor`.
+    "inverse_sqrt" and "relative" are rates themselves and need optimizer.learning_rate = 1; the others rise to 1 and fall to `floor`.
     """
 
     kind: ScheduleKind = "warmup_stable_decay"
@@ -134,6 +135,14 @@ class TrainConfig:
         _require(0 <= self.ema < 1, f"ema {self.ema} must be in [0, 1)")
         _require(self.clip >= 0, f"clip {self.clip} must be 0 (off) or positive")
         _require(self.divergence > 0, f"divergence {self.divergence} must be positive")
+        if self.schedule.kind in ABSOLUTE:
+            for name in ("learning_rate", *(("matrix_learning_rate",) if self.optimizer.kind == "muon" else ())):
+                rate = getattr(self.optimizer, name)
+                _require(
+                    rate >= 0.1,
+                    f"schedule.kind {self.schedule.kind!r} gives the learning rate itself, and optimizer.{name} {rate:g} would multiply it:"
+                    f" set optimizer.{name} to 1, or to no less than 0.1",
+                )
         inputs = {s.name: s.features for s in self.model.soft_inputs}
         for name in self.soft_per_batch:
             _require(name in inputs, f"soft_per_batch names {name!r}, but the model's soft_inputs are {sorted(inputs)}")
