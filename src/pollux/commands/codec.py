@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,16 @@ import tyro
 
 from pollux.compilation import use_compilation_cache
 from pollux.content import Image
+from pollux.data.folder import files
 from pollux.data.world import WorldConfig, render, sample_scene, stream
-from pollux.media import media_kind
+from pollux.media import MediaError, media_kind
 from pollux.tokens.codec import CodecConfig, CodecTraining, Progress
 from pollux.tokens.codec import train as train_codec
 from pollux.tokens.image import resize
 
 HELD_OUT = 20  # every so many pictures of a folder are kept for the reported PSNR
 JUDGED = 256  # most pictures that PSNR is measured on
+KEPT_BYTES = 1 << 30  # of pictures at the codec's size that stay in memory; the others are read from their files every time
 
 
 def train(
@@ -41,7 +43,7 @@ def train(
     Example: pollux codec train photos/ --out my-codec --size 64 64 --steps 3000
 
     Args:
-        pictures: A folder, whose pictures are scaled to the codec's size, or the word world.
+        pictures: A folder, whose pictures are scaled to the codec's size, or the word world. Hidden files are ignored, broken ones listed.
         out: Folder that receives codec.json and codec.safetensors.
         size: Height and width of a picture in pixels.
         patch: Side in pixels of the square that one code stands for.
@@ -59,12 +61,21 @@ def train(
         raise ValueError(f"batch {batch} must be at least 1 picture")
     config = CodecConfig(size, patch, 2 * patch, form_levels, colour_levels, hidden)
     training = CodecTraining(steps=steps, seconds=seconds, learning_rate=learning_rate, seed=seed)
-    learned, judged = _world(config, seed) if pictures == "world" else _folder(Path(pictures), config, seed)
+    broken: dict[Path, str] = {}
+    if pictures == "world":
+        learned, judged = _world(config, seed)
+    else:
+        read = _Pictures(Path(pictures), config)
+        learned, judged, broken = read.learned(seed), np.stack(read.judged), read.broken
     batches = (np.stack(list(itertools.islice(learned, batch))) for _ in itertools.count())
     codec = train_codec(batches, config, training, _print_progress)
     quality = codec.quality(judged)
     codec.save(out)
     perplexity = ", ".join(f"{used:.0f} of {size}" for used, size in zip(quality.perplexity, codec.levels, strict=True))
+    if broken:
+        print(f"pictures that could not be used: {len(broken)}")
+        for reason in broken.values():
+            print(f"    {reason}")
     print(f"{out}: PSNR {quality.psnr:.2f} dB on {len(judged)} held-out pictures; values in use per digit: {perplexity}")
 
 
@@ -83,22 +94,52 @@ def _world(config: CodecConfig, seed: int) -> tuple[Iterator[np.ndarray], np.nda
     return (drawing("train", i) for i in itertools.count()), np.stack([drawing("held_out", i) for i in range(JUDGED)])
 
 
-def _folder(folder: Path, config: CodecConfig, seed: int) -> tuple[Iterator[np.ndarray], np.ndarray]:
-    """The pictures of a folder without end, each once an epoch, and a stack of those that are held out."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder of pictures; give a folder or the word world")
-    paths = sorted(path for path in folder.rglob("*") if media_kind(path) == "image")
-    if len(paths) < 2:
-        raise ValueError(f"{folder} holds {len(paths)} pictures; a codec needs at least 2, one of them to be judged on")
-    held_out = paths[::HELD_OUT]
-    kept = sorted(set(paths) - set(held_out))
+class _Pictures:
+    """The pictures of a folder at the codec's size, as many as there is room for in memory.
 
-    def picture(path: Path) -> np.ndarray:
-        return resize(Image(path).pixels(), *config.size)
+    `judged` is one of each HELD_OUT pictures, `broken` maps those that could not be read so far to the reason.
+    """
 
-    rng = np.random.default_rng(seed)
-    learned = (picture(kept[i]) for _ in itertools.count() for i in rng.permutation(len(kept)))
-    return learned, np.stack([picture(path) for path in held_out[:JUDGED]])
+    def __init__(self, folder: Path, config: CodecConfig):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder of pictures; give a folder or the word world")
+        self.folder, self.size = folder, config.size
+        self.broken: dict[Path, str] = {}
+        self._kept: dict[Path, np.ndarray] = {}
+        self._room = KEPT_BYTES
+        paths = [path for path in files(folder) if media_kind(path) == "image"]
+        groups = [paths[start : start + HELD_OUT] for start in range(0, len(paths), HELD_OUT)]
+        judged = dict(first for group in groups[:JUDGED] for first in itertools.islice(self._read(group), 1))
+        self.judged = list(judged.values())
+        self._learned = sorted(set(paths) - set(judged) - set(self.broken))
+        if not self._learned:
+            reason = f", the first is {next(iter(self.broken.values()))}" if self.broken else ""
+            raise ValueError(
+                f"{folder} holds {len(paths)} pictures, {len(self.broken)} of them broken{reason};"
+                " a codec needs at least 2 whole ones, one of them to be judged on"
+            )
+
+    def learned(self, seed: int) -> Iterator[np.ndarray]:
+        """The other pictures without end, each once an epoch. Raises ValueError if none can be read."""
+        rng = np.random.default_rng(seed)
+        while any(path not in self.broken for path in self._learned):
+            yield from (pixels for _, pixels in self._read([self._learned[i] for i in rng.permutation(len(self._learned))]))
+        raise ValueError(f"none of the pictures of {self.folder} to learn from can be read, the last is {list(self.broken.values())[-1]}")
+
+    def _read(self, paths: Iterable[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+        """The pictures of those paths that are not broken."""
+        for path in paths:
+            if path in self._kept:
+                yield path, self._kept[path]
+            elif path not in self.broken:
+                try:
+                    pixels = resize(Image(path).pixels(), *self.size)
+                except MediaError as error:
+                    self.broken[path] = str(error)
+                    continue
+                if pixels.nbytes <= self._room:
+                    self._kept[path], self._room = pixels, self._room - pixels.nbytes
+                yield path, pixels
 
 
 def main(arguments: list[str]) -> None:

@@ -142,15 +142,15 @@ class FolderSource:
         return Document((Content("user", parts), Content("model", (Text(caption),))))
 
     def _scan(self) -> Iterator[_Entry]:
-        files = _files(self.path)
-        present = set(files)
+        found = files(self.path)
+        present = set(found)
         lines: dict[Path, list[_Entry]] = {}
         used: set[Path] = set()  # media that a document names need no side-car
-        for file in files:
+        for file in found:
             if file.suffix.lower() == ".jsonl":
                 lines[file] = list(self._guard(str(file), self._scan_lines(file, used)))
-        captions = {file.with_suffix(".txt") for file in files if media_kind(file)}
-        for file in files:
+        captions = {file.with_suffix(".txt") for file in found if media_kind(file)}
+        for file in found:
             kind = media_kind(file)
             if file in lines:
                 yield from lines[file]
@@ -222,7 +222,8 @@ def cut(data: bytes, size: int) -> Iterator[tuple[int, int]]:
         yield start, len(data)
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
+    """Every file below a folder that is not hidden, by name."""
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
