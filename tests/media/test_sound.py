@@ -79,6 +79,20 @@ def test_a_recording_whose_header_never_learned_its_length_is_read_whole(tmp_pat
     assert bytes(data[36:40]) == b"data" and len(Audio(bytes(data)).samples(16_000)) == 8_000
 
 
+@pytest.mark.parametrize("layout", ["mono", "stereo"])
+def test_flac_that_was_written_to_a_pipe_is_read_whole(tmp_path, layout):
+    samples = tone(0.5, 22_050) if layout == "mono" else np.stack([tone(0.5, 22_050), np.zeros(11_025)], 1)
+    soundfile.write(tmp_path / "stream.flac", samples, 22_050, subtype="PCM_16")
+    expected = Audio(tmp_path / "stream.flac").samples(22_050)
+    data = bytearray((tmp_path / "stream.flac").read_bytes())
+    data[21:42] = bytes([data[21] & 0xF0, *bytes(20)])  # STREAMINFO: number of samples and MD5 unknown
+    np.testing.assert_allclose(Audio(bytes(data)).samples(22_050), expected, atol=1e-6)
+    with pytest.raises(MediaError, match="limit of 0.4 seconds"):
+        Audio(bytes(data)).samples(22_050, Limits(max_seconds=0.4))
+    with pytest.raises(MediaError, match="broken"):
+        Audio(bytes(data[:60])).samples(22_050)
+
+
 def test_limits_of_a_sound(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(2.0, 16_000), 16_000)
     soundfile.write(tmp_path / "a.mp3", tone(2.0, 16_000), 16_000)

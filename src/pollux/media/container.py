@@ -14,13 +14,13 @@ from pollux.media.source import Limits, MediaError, check_pixels, check_seconds
 
 # Demuxers that open other files or URLs (HLS, concat, DASH) are left out on purpose, those of libsndfile's formats because it reports
 # truncation and FFmpeg does not.
-_FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,aac"
+FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,aac"
 
 
-def open_container(name: str, file: BinaryIO) -> InputContainer:
-    """Open a file from its start. Raises MediaError if it has no tracks, av.FFmpegError for formats that are not ours."""
+def open_container(name: str, file: BinaryIO, formats: str = FORMATS) -> InputContainer:
+    """Open a file from its start. Raises MediaError if it has no tracks, av.FFmpegError if it has none of the formats."""
     file.seek(0)
-    container = av.open(file, "r", options={"format_whitelist": _FORMATS})
+    container = av.open(file, "r", options={"format_whitelist": formats})
     if not container.streams:
         container.close()
         raise MediaError(f"{name} is broken or truncated: it has no tracks")
@@ -32,13 +32,13 @@ def start_time(stream: Stream) -> float:
     return float((stream.start_time or 0) * (stream.time_base or 0))
 
 
-def survey(name: str, file: BinaryIO, kind: Literal["video", "audio"], limits: Limits) -> float:
+def survey(name: str, file: BinaryIO, kind: Literal["video", "audio"], limits: Limits, formats: str = FORMATS) -> float:
     """Read all packets without decoding; return when the last one of the first track of the kind starts, in seconds from the track's start.
 
     Raises MediaError if the file is truncated, exceeds the limits or has no such track.
     """
     size = file.seek(0, io.SEEK_END)
-    with open_container(name, file) as container:
+    with open_container(name, file, formats) as container:
         stream = next((stream for stream in container.streams if stream.type == kind), None)
         if stream is None:
             raise MediaError(f"{name} has no {kind} track")

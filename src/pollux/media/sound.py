@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ import soundfile
 import soxr
 from av.container import InputContainer
 
-from pollux.media.container import open_container, start_time, survey
+from pollux.media.container import FORMATS, open_container, start_time, survey
 from pollux.media.source import DEFAULT_LIMITS, Limits, MediaError, check_samples, check_seconds, naming, open_source
 
 _BLOCK = 1 << 16  # frames of a file decoded at a time
@@ -23,6 +24,7 @@ _GAP = 0.05  # seconds; smaller differences between a track's clock and its samp
 _DATA_SIZE = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _NO_OGG_END = re.compile(r"^ *Ogg ?: (?:Junk after the last page|File ended unexpectedly)", re.MULTILINE)
 _STREAMED = 0x7FFFF000  # a program that writes to a pipe puts a size of this order for "unknown"
+_UNKNOWN = (1 << 63) - 1  # frames that libsndfile reports of FLAC without a length; it cannot read such a file to its end
 
 
 def decode_audio(
@@ -40,10 +42,10 @@ def decode_audio(
             try:
                 sound = soundfile.SoundFile(file)
             except soundfile.LibsndfileError:
-                survey(name, file, "audio", limits)
-                with open_container(name, file) as container:
-                    return decode_track(name, container, start_time(container.streams.audio[0]), rate, limits)
+                return _through_ffmpeg(name, file, FORMATS, rate, limits)
             with sound:
+                if sound.format == "FLAC" and sound.frames == _UNKNOWN:
+                    return _through_ffmpeg(name, file, "flac", rate, limits)
                 return _resample(name, _read(name, sound, limits), sound.samplerate, rate)
 
 
@@ -87,6 +89,13 @@ def decode_track(name: str, container: InputContainer, origin: float, rate: int,
             length += len(block)
         check_samples(name, length, source_rate, limits)
     return _resample(name, np.concatenate(blocks or [np.zeros(0, np.float32)]), source_rate, rate)
+
+
+def _through_ffmpeg(name: str, file: BinaryIO, formats: str, rate: int, limits: Limits) -> np.ndarray:
+    """The first audio track of a file as mono float32 [n] at `rate` Hz. Raises MediaError."""
+    survey(name, file, "audio", limits, formats)
+    with open_container(name, file, formats) as container:
+        return decode_track(name, container, start_time(container.streams.audio[0]), rate, limits)
 
 
 def _resample(name: str, samples: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
