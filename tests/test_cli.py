@@ -165,6 +165,12 @@ def test_tokens_counts_add_up(tmp_path, capsys):
     assert all(row["all"] == sum(row.values()) - row["all"] for row in rows)
 
 
+def test_tokens_reads_typescript_as_text(tmp_path, capsys):
+    (tmp_path / "page.ts").write_text("let x = 1\n")
+    code, out, _ = run(capsys, "tokens", tmp_path / "page.ts")
+    assert code == 0 and int(dict(zip(*(line.split()[-6:] for line in out.splitlines()), strict=True))["text"]) == 10 + 2
+
+
 def test_tokens_names_a_file_that_is_neither_medium_nor_text(tmp_path, capsys):
     (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00")
     code, _, err = run(capsys, "tokens", tmp_path / "x.bin")

@@ -201,7 +201,11 @@ def test_a_folder_without_documents_is_refused(tmp_path):
 
 def test_typescript_is_code_and_not_a_video(tmp_path):
     (tmp_path / "page.ts").write_text("let x = 1\n")
-    assert texts(FolderSource(tmp_path, ALL).document(0)) == ["let x = 1\n"]
+    (tmp_path / "page.txt").write_text("about the page\n")
+    (tmp_path / "clip.ts").write_bytes((b"G" + b"\xff" * 187) * 3)
+    source = FolderSource(tmp_path, ALL)
+    assert [texts(document) for document in documents(source)] == [["let x = 1\n"], ["about the page\n"]]
+    assert source.left_out == {str(tmp_path / "clip.ts"): "no text beside it (clip.txt)"}
 
 
 @pytest.mark.parametrize("wrong", [{"bad_files": "ignore"}, {"held_out": 1.0}, {"max_text_bytes": 3}])

@@ -165,6 +165,17 @@ def test_noise_is_no_medium():
             decode()
 
 
+def test_a_ts_file_is_a_video_only_if_it_begins_with_packets_of_one(tmp_path):
+    for name, content, kind in (
+        ("code.ts", b"let x = 1\n" * 100, None),
+        ("short.ts", b"Greeter()\n", None),
+        ("clip.ts", (b"G" + b"\xff" * 187) * 3, "video"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert media_kind(tmp_path / name) == kind
+    assert media_kind("https://h/clip.ts") == "video"
+
+
 def test_media_kind_goes_by_extension():
     assert [media_kind(name) for name in ("a.PNG", Path("x/b.mp3"), "https://h/c.mp4?x=1.png", "d.txt", "png")] == [
         "image",

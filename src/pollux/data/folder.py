@@ -156,7 +156,7 @@ class FolderSource:
                 yield from lines[file]
             elif kind is not None and file.with_suffix(".txt") in present:
                 yield from self._guard(str(file), self._scan_medium(file, kind))
-            elif file.suffix.lower() in TEXT_SUFFIXES and file not in captions:  # before the next case: .ts is code more often than video
+            elif kind is None and file.suffix.lower() in TEXT_SUFFIXES and file not in captions:
                 yield from self._guard(str(file), self._scan_text(file))
             elif kind is not None and file.resolve() not in used:
                 self.left_out[str(file)] = f"no text beside it ({file.stem}.txt)"

@@ -37,6 +37,7 @@ _SIGNATURES = (  # offset, bytes, suffix
     (0, b"\x1a\x45\xdf\xa3", ".mkv"),
     (8, b"AVI ", ".avi"),
 )
+_TS_PACKET, _TS_SYNC = 188, b"\x47"  # bytes of a packet, and its first one
 
 
 class MediaError(ValueError):
@@ -61,10 +62,21 @@ def is_url(source: object) -> bool:
 
 
 def media_kind(path: str | os.PathLike) -> Kind | None:
-    """The modality of a path or URL by its extension, None if it is none of ours."""
+    """The modality of a path or URL by its extension, None if it is none of ours. A file .ts is a video only if it begins as one."""
     name = os.fspath(path)
     suffix = os.path.splitext(urlsplit(name).path if is_url(name) else name)[1].lower()
+    if suffix == ".ts" and os.path.isfile(name) and not _is_transport_stream(name):
+        return None
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+
+
+def _is_transport_stream(path: str) -> bool:
+    """Whether a file begins with packets of MPEG-TS (ISO/IEC 13818-1, 2.4.3) and is not TypeScript; one that cannot be read may be."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2 * _TS_PACKET + 1)[::_TS_PACKET] == 3 * _TS_SYNC
+    except OSError:
+        return True
 
 
 def suffix_of(data: bytes) -> str:
