@@ -170,7 +170,7 @@ def test_a_config_survives_json():
 
 
 def test_an_unknown_field_of_a_config_is_named():
-    with pytest.raises(ValueError, match="FolderConfig has no field drawn"):
+    with pytest.raises(ValueError, match="data.folder has no field drawn"):
         DataConfig.from_json({"sources": [{"kind": "folder", "path": "x"}], "folder": {"drawn": True}})
 
 

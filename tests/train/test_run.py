@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import os
@@ -23,6 +24,7 @@ from pollux.content import Content, Document, Image, Text
 from pollux.data.batches import Batches
 from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.mixture import DataConfig, SourceConfig
+from pollux.data.world import WorldConfig
 from pollux.model.folder import load_params
 from pollux.model.params import init
 from pollux.tokens.config import AudioTokens, TokensConfig
@@ -255,16 +257,40 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(home, undisturbed):
 
 
 def test_resuming_with_another_model_is_refused(home, undisturbed):
-    with pytest.raises(ValueError, match="--resume needs the model that the run began with"):
+    with pytest.raises(ValueError, match="--resume needs the model.vocab_size that the run began with: 364, not 400"):
         loop.run(short_run.config(home, model=short_run.small_model(soft_inputs=(), vocab_size=400)), undisturbed, resume=True)
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(seed=1), dict(rows=3), dict(accumulation=1), dict(tokens=TokensConfig(audio=AudioTokens(stack=1)))]
+    ("name", "old", "new", "changes"),
+    [
+        ("seed", 0, 1, dict(seed=1)),
+        ("rows", 2, 3, dict(rows=3)),
+        ("accumulation", 2, 1, dict(accumulation=1)),
+        ("tokens.audio.stack", 4, 1, dict(tokens=TokensConfig(audio=AudioTokens(stack=1)))),
+        ("vocabulary", ".*", "elsewhere", dict(vocabulary="elsewhere")),
+        ("data.folder.held_out", 0.2, 0.3, dict(folder=FolderConfig(held_out=0.3))),
+        ("data.prompt_dropout", 0.0, 0.1, dict(prompt_dropout=0.1)),
+        ("data.sources.1.kind", None, "world", dict(sources=SourceConfig("world", task="story"))),
+        ("ema .on or off.", True, False, dict(ema=0.0)),
+    ],
 )
-def test_resuming_with_another_order_of_the_data_is_refused(home, undisturbed, changes):
-    with pytest.raises(ValueError, match=f"--resume needs the {next(iter(changes))} that the run began with"):
-        loop.run(short_run.config(home, **changes), undisturbed, resume=True)
+def test_resuming_with_another_order_of_the_data_is_refused(home, undisturbed, name, old, new, changes):
+    config = short_run.config(home)
+    data = {key: changes.pop(key) for key in ("folder", "prompt_dropout", "sources") if key in changes}
+    if "sources" in data:
+        data["sources"] = (*config.data.sources, data["sources"])
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data), **changes)
+    with pytest.raises(ValueError, match=f"--resume needs the {name} that the run began with: {old}, not {new}"):
+        loop.run(config, undisturbed, resume=True)
+
+
+def test_resuming_may_change_what_no_step_reads(home, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    folder = dataclasses.replace(short_run.config(home).data.folder, bad_files="stop")
+    data = dataclasses.replace(short_run.config(home).data, folder=folder, world=WorldConfig(cache="elsewhere"))
+    loop.run(short_run.config(home, data=data, checkpoint_every=5, log_every=1, evaluate_every=0, steps=13), tmp_path, resume=True)
+    assert metrics.read(tmp_path)[-1]["step"] == 13
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(home, tmp_path):
@@ -273,7 +299,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(home, tmp_path):
 
 
 def test_a_time_budget_ends_the_run(home, tmp_path):
-    model = loop.run(short_run.config(home, steps=0, minutes=0.02, log_every=1, checkpoint_every=0), tmp_path)
+    model = loop.run(short_run.config(home, steps=0, minutes=0.02, log_every=1, checkpoint_every=0, evaluate_every=0), tmp_path)
     seconds = [line["seconds"] for line in metrics.read(tmp_path) if "seconds" in line]
     assert seconds[-1] >= 0.02 * 60
     assert all(before < 0.02 * 60 for before in seconds[:-2])  # a step is logged while the next one runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 from random_batch import TOKENS, small_model
@@ -55,8 +56,26 @@ def test_wrong_parts_are_refused():
         LossConfig(beta=-0.1)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tokens": {"image": {"patches": 3}}}, "tokens.image has no field patches; it may have patch, stride, max_tokens"),
+        ({"tokens": {"image": 3}}, "tokens.image must be an object of its fields, not 3"),
+        ({"optimizer": {"rate": 1}}, "optimizer has no field rate; it may have kind, learning_rate"),
+        ({"data": {"sources": {"kind": "folder"}}}, "data.sources must be a list, not {'kind': 'folder'}"),
+        ({"data": {"sources": [{"path": "x"}]}}, "data.sources.0 lacks kind"),
+        ({"stride": 1}, "TrainConfig has no field stride"),
+    ],
+)
+def test_a_written_config_with_a_wrong_field_is_refused_by_its_name(change, sentence):
+    written = TrainConfig(small_model(), TOKENS, DATA, vocabulary="", steps=10).to_json()
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        TrainConfig.from_json(written | change)
+
+
 def test_the_written_config_tells_the_model_and_the_data_again():
     config = TrainConfig(small_model(), TOKENS, DATA, vocabulary="", steps=10)
     written = json.loads(json.dumps(config.to_json()))
+    assert TrainConfig.from_json(written) == config
     assert ModelConfig.from_json(written["model"]) == config.model
     assert DataConfig.from_json(written["data"]) == config.data

@@ -12,7 +12,6 @@ import bisect
 import dataclasses
 import functools
 import math
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,6 +24,7 @@ from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.source import BadFiles, Source, WorldSource
 from pollux.data.world import TASKS, World, WorldConfig
 from pollux.media import Limits
+from pollux.plain import from_plain
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,7 @@ class DataConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DataConfig:
         """Inverse of to_json, also after a trip through a file. Raises ValueError naming an unknown field."""
-        return _from_plain(cls, data)
-
-
-def _from_plain(annotation: Any, value: Any) -> Any:
-    """Dictionaries and lists to the dataclasses and tuples that an annotation asks for."""
-    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-        hints = typing.get_type_hints(annotation)
-        unknown = set(value) - set(hints)
-        if unknown:
-            raise ValueError(f"{annotation.__name__} has no field {', '.join(sorted(unknown))}")
-        return annotation(**{name: _from_plain(hints[name], item) for name, item in value.items()})
-    if typing.get_origin(annotation) is tuple:
-        return tuple(_from_plain(typing.get_args(annotation)[0], item) for item in value)
-    return value
+        return from_plain(cls, data, "data")
 
 
 class Mixture:

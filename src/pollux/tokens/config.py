@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pollux.plain import from_plain
+
 
 @dataclass(frozen=True)
 class ImageTokens:
@@ -79,9 +81,8 @@ class TokensConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, dict[str, Any]]) -> TokensConfig:
-        """Inverse of dataclasses.asdict; what is missing has its default."""
-        parts = {"image": ImageTokens, "audio": AudioTokens, "video": VideoTokens}
-        return cls(**{name: parts[name](**part) for name, part in data.items()})
+        """Inverse of dataclasses.asdict; what is missing has its default. Raises ValueError naming an unknown field."""
+        return from_plain(cls, data, "tokens")
 
 
 def _require_patches(config: ImageTokens | VideoTokens) -> None:

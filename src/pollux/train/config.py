@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from pollux.data.mixture import DataConfig
 from pollux.model.config import ModelConfig
+from pollux.plain import from_plain
 from pollux.tokens.config import TokensConfig
 
 ScheduleKind = Literal["constant", "cosine", "inverse_sqrt", "warmup_stable_decay", "relative"]
@@ -155,13 +156,5 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
-        """Inverse of to_json, also after a trip through a file."""
-        parts = {
-            "model": ModelConfig.from_json(data["model"]),
-            "tokens": TokensConfig.from_json(data["tokens"]),
-            "data": DataConfig.from_json(data["data"]),
-            "optimizer": OptimizerConfig(**data["optimizer"]),
-            "schedule": ScheduleConfig(**data["schedule"]),
-            "loss": LossConfig(**data["loss"]),
-        }
-        return cls(**data | parts)
+        """Inverse of to_json, also after a trip through a file. Raises ValueError naming an unknown field."""
+        return from_plain(cls, data | ({"model": ModelConfig.from_json(data["model"])} if "model" in data else {}))

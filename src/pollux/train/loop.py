@@ -24,6 +24,7 @@ from pollux.data.batches import log_state
 from pollux.generate.model import load
 from pollux.model import folder
 from pollux.model.params import Params
+from pollux.plain import leaves
 from pollux.tokens.sequence import Batch
 from pollux.train import divergence, metrics, schedule
 from pollux.train.checkpoint import Checkpoints
@@ -31,7 +32,7 @@ from pollux.train.config import TrainConfig
 from pollux.train.held_out import HeldOut
 from pollux.train.metrics import HELD_OUT
 from pollux.train.progress import ProgressLine, peak_flops, step_flops
-from pollux.train.reading import STATES, open_batches, open_vocabulary, stack
+from pollux.train.reading import STATES, open_batches, open_vocabulary, stack, written_config
 from pollux.train.report import write_report
 from pollux.train.samples import answered
 from pollux.train.step import initial_state, make_step
@@ -69,13 +70,14 @@ class _Trainer:
             raise ValueError(
                 f"{out} already holds a run (checkpoint of step {self.step}): add --resume to continue it, or choose another folder"
             )
+        if self.step:
+            _check_same_run(config, written_config(out))
         self.vocabulary, self.codec = open_vocabulary(config)
         self.dataset = open_batches(config, self.vocabulary, self.codec)
         self.held_out = HeldOut(config, self.dataset.mixture.sources, self.vocabulary, self.codec)
         self.batches = iter(self.dataset)
         progress: dict[str, Any] = {}
         if self.step:
-            _check_same_run(config, json.loads((out / "config.json").read_text()))
             self.state, progress = checkpoints.restore(self.step, jax.eval_shape(lambda: initial_state(config)))
             self.batches.set_state(progress["data"])
         else:
@@ -207,20 +209,35 @@ class _Trainer:
                 print(f"    {origin}: {reason}")
 
 
-_READING = ("tokens", "seed", "rows", "row_length", "targets_per_row", "soft_per_batch", "accumulation")  # what a step reads
+_FIXED = (
+    "model",
+    "tokens",
+    "data",
+    "vocabulary",
+    "codec",
+    "seed",
+    "rows",
+    "row_length",
+    "targets_per_row",
+    "soft_per_batch",
+    "accumulation",
+)
+_FREE = ("data.folder.bad_files", "data.world.cache", "data.world.speech_workers")  # of the data: without a say in what is read
 
 
-def _check_same_run(config: TrainConfig, before: dict[str, Any]) -> None:
+def _check_same_run(config: TrainConfig, before: TrainConfig) -> None:
     """A checkpoint fits only the parameters and optimiser state that it was made with, and its place in the data only the same reading."""
-    now = json.loads(json.dumps(config.to_json()))
-    for name, old, new in (
-        ("model", before["model"], now["model"]),
-        ("optimizer.kind", before["optimizer"]["kind"], now["optimizer"]["kind"]),
-        ("ema (on or off)", before["ema"] > 0, now["ema"] > 0),
-        *((name, before[name], now[name]) for name in _READING),
-    ):
-        if old != new:
-            raise ValueError(f"--resume needs the {name} that the run began with")
+    old, new = _fixed(before), _fixed(config)
+    for name in old | new:
+        if old.get(name) != new.get(name):
+            raise ValueError(f"--resume needs the {name} that the run began with: {old.get(name)}, not {new.get(name)}")
+
+
+def _fixed(config: TrainConfig) -> dict[str, Any]:
+    """What a run keeps from its beginning to its end, by the names of the fields."""
+    everything = config.to_json()
+    fixed = {name: everything[name] for name in _FIXED} | {"optimizer.kind": config.optimizer.kind, "ema (on or off)": config.ema > 0}
+    return {name: value for name, value in leaves(fixed) if name not in _FREE}
 
 
 @contextmanager

@@ -26,6 +26,15 @@ STATES = "data_states.jsonl"
 _SOFT = {SPECIAL_IDS[f"<{name}_soft>"]: name for name in ("image", "audio", "video")}
 
 
+def written_config(out: Path) -> TrainConfig:
+    """The config of the run in `out`. Raises ValueError that names the file if it is none."""
+    path = out / "config.json"
+    try:
+        return TrainConfig.from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} is not the config of a run: {error}") from error
+
+
 def open_vocabulary(config: TrainConfig) -> tuple[Vocabulary, Codec | None]:
     """The vocabulary of a run, image codes included, and its codec if it draws. Raises ValueError if the model has too few ids."""
     codec = None
@@ -67,7 +76,7 @@ def replay(out: Path, step: int) -> tuple[Batch, Vocabulary]:
     """
     if not (out / STATES).is_file():
         raise ValueError(f"{out} is not the folder of a run: it has no {STATES}")
-    config = TrainConfig.from_json(json.loads((out / "config.json").read_text()))
+    config = written_config(out)
     vocabulary, codec = open_vocabulary(config)
     batches = open_batches(config, vocabulary, codec)
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from pollux.content import Text
 from pollux.generate.markup import show
 from pollux.model.params import count
+from pollux.plain import leaves
 from pollux.train import metrics
 from pollux.train.config import TrainConfig
 from pollux.train.metrics import HELD_OUT
@@ -96,7 +97,7 @@ def page(config: TrainConfig, lines: Sequence[dict[str, Any]], samples: Sequence
     parts += ['<div class="grid">', *curves, "</div>"] if curves else ["<p>Nothing is logged yet.</p>"]
     if samples:
         parts += ["<h2>Samples</h2>", '<div class="grid samples">', *map(_sample, samples), "</div>"]
-    rows = [f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in _flat(config.to_json())]
+    rows = [f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>" for key, value in leaves(config.to_json())]
     parts += ["<h2>Config</h2>", "<table>", *rows, "</table>"]
     head = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     return "\n".join([f"{head}<title>{name}: training run</title><style>{STYLE}</style></head><body>", *parts, "</body></html>\n"])
@@ -156,14 +157,3 @@ def _sample(sample: Sample) -> str:
     named = {"prompt": sample.prompt, "answer": sample.answer or (Text("(nothing)"),), "expected": sample.expected}
     parts = [f'<small>{name}</small><div class="{name}">{"".join(map(show, shown))}</div>' for name, shown in named.items() if shown]
     return f'<figure class="card">{"".join(parts)}</figure>'
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Leaves of nested dicts and lists with dotted names."""
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, (list, tuple)):
-        items = list(enumerate(value))
-    else:
-        return [(name, str(value))]
-    return [leaf for key, part in items for leaf in _flat(part, f"{name}.{key}" if name else str(key))] or [(name, "none")]

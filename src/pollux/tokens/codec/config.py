@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
+
+from pollux.plain import from_plain
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,7 @@ class CodecConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CodecConfig:
         """Inverse of dataclasses.asdict through JSON. Raises ValueError naming an unknown field."""
-        unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"CodecConfig has no field {', '.join(sorted(unknown))}")
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-        return cls(**values)
+        return from_plain(cls, data)
 
 
 @dataclass(frozen=True)
