@@ -1,9 +1,11 @@
 """The import order of docs/architecture.md, and the size of files."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,15 +86,28 @@ def test_the_command_line_shows_its_help_without_loading_jax():
     assert not loaded_after("from pollux.cli import main; main(['--help'])") & {"jax", "torch", "numpy", "tyro"}
 
 
-def test_the_package_never_imports_the_frameworks_that_only_tests_compare_with():
+def outside_imports() -> set[str]:
+    """First names of everything that the package imports from elsewhere."""
     names = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.split(".")[0])
-    assert not names & {"torch", "transformers", "tensorflow"}
+    return names - {"pollux", *sys.stdlib_module_names}
+
+
+def test_the_package_never_imports_the_frameworks_that_only_tests_compare_with():
+    assert not outside_imports() & {"torch", "transformers", "tensorflow"}
+
+
+def test_what_the_package_imports_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = {name for name in outside_imports() if not declared & {d.lower() for d in distributions.get(name, [name])}}
+    assert not undeclared
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.name)
