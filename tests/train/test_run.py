@@ -33,9 +33,9 @@ from pollux.tokens.pack import single
 from pollux.tokens.sequence import Batch
 from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import loop, metrics, objective, schedule
-from pollux.train.divergence import BAD_BATCH, Diverged, fault, load_batch
+from pollux.train.divergence import BAD_BATCH, Diverged, fault
 from pollux.train.held_out import HeldOut
-from pollux.train.reading import replay
+from pollux.train.reading import STATES, replay
 from pollux.train.samples import TEXT_TOKENS
 
 
@@ -76,6 +76,15 @@ def steps_of(config, home) -> list[list[Batch]]:
 def assert_same_batch(one: Batch, expected: list[Batch]):
     for i, batch in enumerate(expected):
         jax.tree.map(lambda saved, made, i=i: np.testing.assert_array_equal(saved[i], made), one, batch)
+
+
+def assert_saved(path: Path, expected: list[Batch]):
+    """A file of arrays holds the stacked batches of a step under the names of their fields."""
+    with np.load(path) as arrays:
+        for part in ("inputs", "targets"):
+            for name, value in vars(getattr(expected[0], part)).items():
+                if not isinstance(value, dict):
+                    np.testing.assert_array_equal(arrays[f"{part}.{name}"], [getattr(getattr(batch, part), name) for batch in expected])
 
 
 def at_step(monkeypatch, wanted: int, action):
@@ -121,7 +130,7 @@ def test_a_nan_stops_the_run_and_leaves_the_batch_of_that_step(home, tmp_path, m
         loop.run(short_run.config(home), tmp_path)
     assert checkpoint_steps(tmp_path)[-1] == 6, "nothing was saved after the last good step"
     config = short_run.config(home)
-    assert_same_batch(load_batch(tmp_path / BAD_BATCH), steps_of(config, home)[7])
+    assert_saved(tmp_path / BAD_BATCH, steps_of(config, home)[7])
 
 
 def test_what_any_step_read_can_be_read_again(home, undisturbed):
@@ -133,10 +142,22 @@ def test_what_any_step_read_can_be_read_again(home, undisturbed):
             replay(undisturbed, step)
 
 
-def test_a_step_is_spelled_out_and_saved_by_the_command(undisturbed, tmp_path, capsys):
+def test_a_damaged_log_and_other_data_are_not_called_a_missing_step(undisturbed, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    lines = (out / STATES).read_text().splitlines()
+    (out / STATES).write_text("\n".join([*lines[:4], lines[4][:9], *lines[5:]]) + "\n")
+    with pytest.raises(ValueError, match=rf"{STATES}, line 5 is damaged: it is not JSON"):
+        replay(out, 9)
+    (out / STATES).write_text("\n".join([*lines[:9], lines[9].replace('"lengths": [', '"lengths": [1')]) + "\n")
+    with pytest.raises(ValueError, match="restore the files or start a new run"):
+        replay(out, 5)
+
+
+def test_a_step_is_spelled_out_and_saved_by_the_command(home, undisturbed, tmp_path, capsys):
     assert main(["data", str(undisturbed), "--step", "7", "--out", str(tmp_path)]) == 0
     assert re.search(r"row 0, document 1: <bos>Number \d+ comes before \d+, and \d+ is its square.<eos>", capsys.readouterr().out)
-    jax.tree.map(np.testing.assert_array_equal, load_batch(tmp_path / "step-7.npz"), replay(undisturbed, 7)[0])
+    assert_saved(tmp_path / "step-7.npz", steps_of(short_run.config(home), home)[6])
     assert main(["data", str(tmp_path), "--step", "7"]) == 2
     assert "is not the folder of a run" in capsys.readouterr().err
 

@@ -241,10 +241,15 @@ def log_state(file: Path, state: dict[str, Any]) -> None:
         lines.write(json.dumps(state) + "\n")
 
 
-def logged_state(file: Path, step: int) -> dict[str, Any]:
-    """The state before a step, for `Batches.replay`. Raises ValueError if the log does not have it."""
+def logged_state(file: Path, step: int) -> dict[str, Any] | None:
+    """The state before a step, for `Batches.replay`; None if the log does not have it. Raises ValueError if the log is damaged."""
+    found = None
     with file.open() as lines:
-        found = [state for state in map(json.loads, lines) if state["step"] == step]
-    if not found:
-        raise ValueError(f"{file} has no state of step {step}")
-    return found[-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                state = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number} is damaged: it is not JSON") from error
+            if state["step"] == step:
+                found = state
+    return found

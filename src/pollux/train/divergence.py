@@ -1,4 +1,4 @@
-"""When a run must stop, and what it leaves behind: the batch of the bad step, readable without the data that made it.
+"""When a run must stop, and what it leaves behind: the batch of the bad step, which numpy.load reads without the data that made it.
 
 The step itself is repeated by resuming: it is a function of the checkpoint, the seed and its number.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from pollux.tokens.sequence import Batch, Inputs, SoftBatch, Targets
+from pollux.tokens.sequence import Batch
 from pollux.train.config import TrainConfig
 
 BAD_BATCH = "bad_batch.npz"
@@ -37,17 +37,3 @@ def save_batch(path: Path, batch: Batch) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     arrays = {jax.tree_util.keystr(where, simple=True, separator="."): np.asarray(leaf) for where, leaf in leaves}
     np.savez_compressed(path, allow_pickle=False, **arrays)
-
-
-def load_batch(path: Path) -> Batch:
-    """Inverse of save_batch."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-
-    def part(prefix: str) -> dict[str, np.ndarray]:
-        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-    soft_names = sorted({name.split(".")[0] for name in part("inputs.soft.")})
-    soft = {name: SoftBatch(**part(f"inputs.soft.{name}.")) for name in soft_names}
-    inputs = {name: array for name, array in part("inputs.").items() if not name.startswith("soft.")}
-    return Batch(Inputs(**inputs, soft=soft), Targets(**part("targets.")))

@@ -79,10 +79,10 @@ def replay(out: Path, step: int) -> tuple[Batch, Vocabulary]:
     config = written_config(out)
     vocabulary, codec = open_vocabulary(config)
     batches = open_batches(config, vocabulary, codec)
-    try:
-        states = [logged_state(out / STATES, (step - 1) * config.accumulation + i) for i in range(config.accumulation)]
-    except ValueError as error:
-        raise ValueError(f"the run in {out} has no step {step} so far; its first step is 1") from error
+    logged = (logged_state(out / STATES, (step - 1) * config.accumulation + i) for i in range(config.accumulation))
+    states = [state for state in logged if state is not None]
+    if len(states) < config.accumulation:
+        raise ValueError(f"the run in {out} has no step {step} so far; its first step is 1")
     return stack([batches.replay(state) for state in states]), vocabulary
 
 
