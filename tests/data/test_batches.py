@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import soundfile
 
 from pollux.content import Content, Document, Image, Text
 from pollux.data.batches import Batches, log_state, logged_state
@@ -178,6 +179,16 @@ def test_a_bad_file_ends_the_run_with_its_name_if_so_asked(folder, vocabulary, p
         batches = iter(build(folder, vocabulary, bad(folder, "stop"), prefetch=prefetch))
         for _ in range(20):
             next(batches)
+
+
+def test_a_recording_that_is_too_long_is_left_out_with_what_would_be_right(folder, vocabulary):
+    soundfile.write(folder / "long.wav", np.zeros(16_000 * 61), 16_000)
+    (folder / "long.txt").write_text("silence")
+    data = build(folder, vocabulary, bad(folder, "skip"), prefetch=0)
+    batches = iter(data)
+    for _ in range(10):
+        next(batches)
+    assert "cut it into pieces of at most 60.0 s" in data.left_out[str(folder / "long.wav")]
 
 
 def test_a_bad_file_is_left_out_and_listed_and_the_rest_is_there(folder, vocabulary, caplog):

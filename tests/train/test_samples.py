@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import PIL.Image
+from random_batch import small_model
 
-from pollux.content import Content, Document, Image, Text, Video
+from pollux.content import Audio, Content, Document, Image, Text
 from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.source import WorldSource
 from pollux.data.world import World
 from pollux.generate.answer import Result, Usage
 from pollux.media import MediaError
+from pollux.tokens.config import TokensConfig
+from pollux.tokens.interleave import encode_prompt
+from pollux.tokens.text import MINIMUM_SIZE, train_bpe
+from pollux.tokens.vocabulary import Vocabulary
 from pollux.train.samples import answered
 
 
@@ -18,11 +23,11 @@ class Echo:
     """Stands in for a Model: answers with the last part of the prompt."""
 
     codec = None
+    config = small_model()  # reads pictures
+    vocabulary = Vocabulary(train_bpe([], MINIMUM_SIZE))
 
     def prompt(self, contents):
-        for part in (part for content in contents for part in content.parts):
-            if isinstance(part, Image):
-                part.pixels()
+        return encode_prompt(contents, self.vocabulary, TokensConfig())
 
     def generate_many(self, prompts, **sampling):
         return [Result((p[-1].parts[-1],), np.zeros(1, np.int32), np.zeros(1, np.float32), "stop", Usage({}, {})) for p in prompts]
@@ -58,7 +63,7 @@ def test_sources_take_turns_and_broken_documents_are_passed_over(tmp_path):
     picture(tmp_path, "b")
     text = Documents(None, Document(()), Document((Content("", (Text("one two three four"),)),)))
     folder = FolderSource(tmp_path, FolderConfig(held_out=0))
-    samples = answered(Echo(), [folder, text, WorldSource(World(), "arithmetic")], 4)
+    samples = answered(Echo(), [folder, text, WorldSource(World(), "arithmetic")], 4, longest=100)
     words = [[part.text for part in sample.prompt if isinstance(part, Text)] for sample in samples]
     assert words[1::2] == [["caption"], ["one two"]]
     assert [sample.expected for sample in samples[1::2]] == [(Text("picture b"),), (Text(" three four"),)]
@@ -71,24 +76,33 @@ def test_what_is_held_out_is_shown_where_there_is_some(tmp_path):
         picture(tmp_path, str(i))
     folder = FolderSource(tmp_path, FolderConfig(held_out=0.3))
     kept = folder.held_out()
-    samples = answered(Echo(), [folder], 100)
+    samples = answered(Echo(), [folder], 100, longest=100)
     assert [sample.expected[0].text for sample in samples] == [kept.document(i).contents[1].parts[0].text for i in range(kept.length)]
     assert 0 < len(samples) < 30
 
 
+def test_what_is_too_long_or_cannot_be_heard_is_passed_over():
+    def asked(*parts):
+        return Document((Content("user", parts), Content("model", (Text("yes"),))))
+
+    sound, letters = Audio(np.zeros(1600, np.float32), 16_000), Text("x" * 60)
+    samples = answered(Echo(), [Documents(asked(sound), asked(letters), asked(Text("short")))], 9, longest=40)
+    assert [sample.prompt for sample in samples] == [(Text("short"),)]
+
+
 def test_a_branch_follows_its_prefix_and_an_empty_prompt_is_one():
-    clip, question = Content("user", (Video(b""),)), Content("user", (Text("which way"),))
-    branched = Document((clip,), ((question, Content("model", (Text("left"),))), (question, Content("model", (Text("up"),)))))
+    shown, question = Content("user", (Image(np.zeros((16, 16, 3), np.uint8)),)), Content("user", (Text("which way"),))
+    branched = Document((shown,), ((question, Content("model", (Text("left"),))), (question, Content("model", (Text("up"),)))))
     drawing = Document((Content("model", (Image(np.zeros((2, 2, 3), np.uint8)),)),))
-    first = answered(Echo(), [Documents(branched)], 5)[0]
-    assert first.prompt == (*clip.parts, Text("which way")) and first.expected == (Text("left"),)
+    first = answered(Echo(), [Documents(branched)], 5, longest=100)[0]
+    assert first.prompt == (*shown.parts, Text("which way")) and first.expected == (Text("left"),)
 
     class Silent(Echo):
         def generate_many(self, prompts, **sampling):
             assert prompts == [()]
             return super().generate_many([(question,)])
 
-    assert answered(Silent(), [Documents(drawing)], 5)[0].expected == drawing.contents[0].parts
+    assert answered(Silent(), [Documents(drawing)], 5, longest=100)[0].expected == drawing.contents[0].parts
 
 
 def test_a_document_of_the_world_that_no_run_reads_is_another_than_the_first():

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import scipy.fft
 
+from pollux.media import MediaError
 from pollux.tokens.config import AudioTokens
 
 FLOOR = 1e-5  # of the mel power
@@ -67,13 +68,14 @@ def tokens(samples: np.ndarray, config: AudioTokens) -> np.ndarray:
     """Features of the soft tokens of one sound.
 
     samples: float32 [n] in [-1, 1] at config.rate. Returns float32 [N, F]: stacked log-mel frames, or in raw mode the samples
-    themselves. Raises ValueError if the sound is longer than config.max_tokens.
+    themselves. Raises MediaError if the sound is longer than config.max_tokens.
     """
     count = num_tokens(len(samples), config)
     if count > config.max_tokens:
         seconds = len(samples) / config.rate
-        raise ValueError(
-            f"audio of {seconds:.1f} s makes {count} tokens, more than max_tokens {config.max_tokens}: cut it into shorter pieces"
+        raise MediaError(
+            f"audio of {seconds:.1f} s makes {count} tokens, more than max_tokens {config.max_tokens}:"
+            f" cut it into pieces of at most {seconds * config.max_tokens / count:.1f} s"
         )
     if config.kind == "log_mel":
         return log_mel(samples, config).reshape(count, config.features)

@@ -73,7 +73,7 @@ class HeldOut:
             source, index = places[i]
             try:
                 yield encode(source.document(index), self._vocabulary, self._config.tokens, self._codec, self._config.data.limits)
-            except MediaError as error:
-                if source.bad_files == "stop":
-                    raise
+            except ValueError as error:
+                if not isinstance(error, MediaError) or source.bad_files == "stop":
+                    raise ValueError(f"{source.origin(index)}: {error}") from error
                 logger.warning("left out %s: %s", source.origin(index), error)

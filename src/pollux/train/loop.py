@@ -56,7 +56,7 @@ def run(config: TrainConfig, out: str | Path, resume: bool = False) -> Path:
             raise KeyboardInterrupt(f"step {trainer.step} is saved, --resume continues")
     model = trainer.export()
     if config.samples:
-        write_report(out, config, answered(load(model), trainer.dataset.mixture.sources, config.samples))
+        write_report(out, config, answered(load(model), trainer.dataset.mixture.sources, config.samples, config.row_length))
     return model
 
 

@@ -28,9 +28,12 @@ class Sample:
     expected: tuple[Part, ...] = ()
 
 
-def answered(model: Model, sources: Sequence[Source], number: int) -> list[Sample]:
-    """At most `number` samples, taken from the sources in turn; the most probable answer to each. Unusable documents are passed over."""
-    cases = list(itertools.islice(_cases(model, sources), number))
+def answered(model: Model, sources: Sequence[Source], number: int, longest: int) -> list[Sample]:
+    """At most `number` samples, taken from the sources in turn; the most probable answer to each.
+
+    Documents that the model cannot read, or whose prompt has more than `longest` tokens, are passed over.
+    """
+    cases = list(itertools.islice(_cases(model, sources, longest), number))
     limit = TEXT_TOKENS
     if model.codec is not None:
         codes = model.codec.config.num_codes * len(model.codec.levels)
@@ -42,17 +45,19 @@ def answered(model: Model, sources: Sequence[Source], number: int) -> list[Sampl
     ]
 
 
-def _cases(model: Model, sources: Sequence[Source]) -> Iterator[tuple[tuple[Content, ...], tuple[Part, ...]]]:
+def _cases(model: Model, sources: Sequence[Source], longest: int) -> Iterator[tuple[tuple[Content, ...], tuple[Part, ...]]]:
     """(prompt, what the document goes on with), a document of each source after the other, until the finite ones have ended."""
+    readable = {soft.name for soft in model.config.soft_inputs}
     documents = [_documents(source) for source in sources]
     for document in itertools.chain.from_iterable(itertools.zip_longest(*documents)):
         if document is not None and (document.contents or document.branches):
             contents, expected = _split(document)
             try:
-                model.prompt(contents)
+                prompt = model.prompt(contents)
             except MediaError:
                 continue
-            yield contents, expected
+            if len(prompt) <= longest and set(prompt.soft) <= readable:
+                yield contents, expected
 
 
 def _documents(source: Source) -> Iterator[Document | None]:
