@@ -119,6 +119,11 @@ def test_train_says_which_value_a_field_refuses(capsys):
     assert code == 2 and "rows 0 must be at least 1" in err
 
 
+def test_a_recipe_that_needs_a_flag_explains_it_before_it_is_given(capsys):
+    code, out, _ = run(capsys, "train", "folder", "--help")
+    assert code == 0 and "--folder PATH" in out and "--vocab-size INT" in out and "every field" in out
+
+
 def test_the_folder_recipe_reads_the_folder_and_learns_its_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()

@@ -10,6 +10,7 @@ import soundfile
 
 from pollux.content import Audio, Content, Document, Image, Text, Video
 from pollux.data.folder import FolderConfig, FolderSource, Prompts, cut
+from pollux.data.mixture import DataConfig, SourceConfig, open_mixture
 from pollux.media import MediaError
 
 ALL = FolderConfig(held_out=0)
@@ -153,12 +154,12 @@ def test_media_that_share_a_caption_are_held_out_together(tmp_path):
     assert 0 < held_out.length < 160 and all(names.count(name) == 4 for name in names)
 
 
-def test_media_without_text_are_counted_and_named(folder, caplog):
+def test_media_without_text_are_named_and_said_when_a_run_opens_them(folder, caplog):
     picture(folder / "lonely.png")
+    assert FolderSource(folder, ALL).left_out == {str(folder / "lonely.png"): "no text beside it (lonely.txt)"}
     with caplog.at_level(logging.WARNING):
-        source = FolderSource(folder, ALL)
-    assert list(source.left_out) == [str(folder / "lonely.png")]
-    assert "1 files" in caplog.text and "lonely.png" in caplog.text and "lonely.txt" in caplog.text
+        open_mixture(DataConfig((SourceConfig("folder", path=str(folder)),)), seed=0)
+    assert f"1 files of {folder} are left out" in caplog.text and "lonely.png: no text beside it (lonely.txt)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_a_bad_file_is_named_and_left_out_or_ends_the_run(folder, name, content,
         FolderSource(folder, FolderConfig(bad_files="stop"))
     assert name in str(raised.value)
     source = FolderSource(folder, ALL)
-    assert len(source.left_out) == 1 and sentence in next(iter(source.left_out.values()))
+    assert len(source.left_out) == 1 and sentence in " ".join(next(iter(source.left_out.items())))
     assert source.length >= 6
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from pollux.content import Content, Document, FunctionCall, FunctionResponse, Text, write_jsonl
-from pollux.data.folder import FolderSource
+from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.source import Source, WorldSource, describe, sample
 from pollux.data.world import TASKS, World
 
@@ -75,7 +75,7 @@ def _sources(source: str, task: tuple[str, ...]) -> dict[str, Source]:
         return {name: WorldSource(world, name) for name in task or TASKS}
     if task:
         raise ValueError(f"--task names a task of the world, but the source is the folder {source}")
-    folder = FolderSource(source)
+    folder = FolderSource(source, FolderConfig(held_out=0))
     for file, reason in folder.left_out.items():
         print(f"left out: {file}: {reason}")
     return {source: folder}

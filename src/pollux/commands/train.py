@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,18 @@ def parse(arguments: list[str]) -> ConfiguredRun:
     help_asked = [argument for argument in rest if argument in ("-h", "--help")]
     rest = [argument for argument in rest if argument not in help_asked]
     program = f"pollux train {name}"
+    if help_asked and _needs(load_recipe(name)) - {argument.partition("=")[0] for argument in rest}:
+        print("These flags belong to the recipe. With the required ones given, --help shows every field of its config.")
+        tyro.cli(load_recipe(name), prog=program, args=["--help"])
     config, rest = tyro.cli(load_recipe(name), prog=program, args=rest, return_unknown_args=True, add_help=False)
     default = ConfiguredRun(recipe=name, out=tyro.MISSING, config=config)
     return tyro.cli(ConfiguredRun, default=default, prog=program, args=[*rest, *help_asked], config=options)
+
+
+def _needs(recipe: Callable[..., TrainConfig]) -> set[str]:
+    """The flags that a recipe cannot do without."""
+    parameters = inspect.signature(recipe).parameters.values()
+    return {f"--{parameter.name.replace('_', '-')}" for parameter in parameters if parameter.default is parameter.empty}
 
 
 def main(arguments: list[str]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -32,8 +31,6 @@ TEXT_SUFFIXES = frozenset(
     " .swift .rb .php .pl .lua .r .jl .hs .ml .clj .ex .erl .cs .sh .bash .sql .toml .yaml .yml .mk .cmake".split()
 )
 PART = {"image": Image, "audio": Audio, "video": Video}
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,6 @@ class FolderSource:
         self._held_out: list[_Entry] = []
         for entry in self._scan():
             (self._held_out if self._is_held_out(entry) else self._entries).append(entry)
-        if self.left_out:
-            examples = "; ".join(f"{name}: {reason}" for name, reason in list(self.left_out.items())[:3])
-            more = " ..." if len(self.left_out) > 3 else ""
-            logger.warning("%d files of %s are left out (%s%s)", len(self.left_out), path, examples, more)
         if not self._entries:
             raise ValueError(
                 f"{self.path} has no documents; put in text files, media with a .txt of the same name beside, or .jsonl documents"
@@ -168,7 +161,7 @@ class FolderSource:
         except MediaError as error:
             if self.config.bad_files == "stop":
                 raise
-            self.left_out[name] = str(error)
+            self.left_out[name] = str(error).removeprefix(f"{name} ")
 
     def _scan_text(self, file: Path) -> Iterator[_Entry]:
         data = _read(_Entry(file, "text"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from pollux.data.source import BadFiles, Source, WorldSource
 from pollux.data.world import TASKS, World, WorldConfig
 from pollux.media import Limits
 from pollux.plain import from_plain
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,18 @@ def open_mixture(config: DataConfig, seed: int) -> Mixture:
     if any(source.task in ("speech", "spoken_question") for source in config.sources):
         World(config.world).prepare_speech()  # of a World of its own: the one below goes to worker processes without the samples
     world = World(config.world)
-    sources: list[Source] = [
-        WorldSource(world, source.task) if source.kind == "world" else FolderSource(source.path, config.folder) for source in config.sources
-    ]
+    sources: list[Source] = []
+    for source in config.sources:
+        sources.append(WorldSource(world, source.task) if source.kind == "world" else _open_folder(source.path, config.folder))
     return Mixture(sources, [source.weight for source in config.sources], config.stages, seed)
+
+
+def _open_folder(path: str, config: FolderConfig) -> FolderSource:
+    source = FolderSource(path, config)
+    if source.left_out:
+        (name, reason), number = next(iter(source.left_out.items())), len(source.left_out)
+        logger.warning("%d files of %s are left out, which `pollux data %s` lists; the first is %s: %s", number, path, path, name, reason)
+    return source
 
 
 def _schedule(weights: Sequence[float], stages: Sequence[Stage]) -> tuple[list[int], list[tuple[int, ...]]]:
