@@ -209,19 +209,7 @@ class _Trainer:
                 print(f"    {origin}: {reason}")
 
 
-_FIXED = (
-    "model",
-    "tokens",
-    "data",
-    "vocabulary",
-    "codec",
-    "seed",
-    "rows",
-    "row_length",
-    "targets_per_row",
-    "soft_per_batch",
-    "accumulation",
-)
+_FIXED = "vocabulary codec model tokens data seed rows row_length targets_per_row soft_per_batch accumulation".split()
 _FREE = ("data.folder.bad_files", "data.world.cache", "data.world.speech_workers")  # of the data: without a say in what is read
 
 
