@@ -43,7 +43,10 @@ def test_wrong_parts_are_refused():
 
 
 def test_the_written_config_tells_the_model_and_the_data_again():
-    config = TrainConfig(small_model(), TOKENS, DATA, vocabulary="", steps=10)
+    config = TrainConfig(small_model(), TOKENS, DATA, vocabulary="", steps=10, optimizer=OptimizerConfig(frozen=("embed", "soft.image")))
     written = json.loads(json.dumps(config.to_json()))
     assert ModelConfig.from_json(written["model"]) == config.model
     assert DataConfig.from_json(written["data"]) == config.data
+    assert TrainConfig.from_json(written) == config
+    del written["optimizer"]["frozen"]  # as in the folder of a run that is older than this field
+    assert TrainConfig.from_json(written).optimizer == OptimizerConfig()
