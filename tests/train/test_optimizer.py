@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -103,6 +105,34 @@ def test_muon_orthogonalises_the_nesterov_momentum_of_each_matrix_and_leaves_the
                     assert cosine > 0.95, "the update points along U Vᵀ"
         else:
             np.testing.assert_allclose(np.abs(records[0][2][leaf]), 0.005, rtol=1e-3)  # Adam's first step is sign(g)
+
+
+@pytest.mark.parametrize("kind", ["adafactor", "adamw", "muon"])
+def test_frozen_parameters_stay_and_the_rest_moves_as_if_nothing_were_frozen(kind):
+    config = OptimizerConfig(kind, learning_rate=0.01, weight_decay=0.1)
+    specs, plain = trajectory(config)
+    _, partly = trajectory(dataclasses.replace(config, frozen=("embed", "groups.0.attention", "final_norm.scale")))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(model_params.abstract(MODEL))]
+    fixed = [path.startswith(("['embed']", "['groups'][0]['attention']", "['final_norm']['scale']")) for path in paths]
+    assert 5 < sum(fixed) < len(fixed) - 3 and any("attention_pre_norm" in p for p, f in zip(paths, fixed, strict=True) if not f)
+    for (before, _, updates), (_, _, expected) in zip(partly, plain, strict=True):
+        for path, start, value, update, other in zip(paths, partly[0][0], before, updates, expected, strict=True):
+            if fixed[paths.index(path)]:
+                assert not update.any() and (value == start).all(), path
+            else:
+                np.testing.assert_allclose(update, other, rtol=1e-4, atol=1e-7, err_msg=path)
+    part, whole = (
+        jax.eval_shape(optimizer.build(dataclasses.replace(config, frozen=names), MODEL).init, model_params.abstract(MODEL))
+        for names in (("groups", "embed"), ())
+    )
+    assert len(jax.tree.leaves(part)) < len(jax.tree.leaves(whole)), "what does not move needs no moments"
+
+
+def test_what_to_freeze_must_exist_and_must_not_be_everything():
+    with pytest.raises(ValueError, match="'groups.0.atten', but no parameter's path begins so; there are embed, "):
+        optimizer.build(OptimizerConfig(frozen=("embed", "groups.0.atten")), MODEL)
+    with pytest.raises(ValueError, match="leaves no parameter to train"):
+        optimizer.build(OptimizerConfig(frozen=tuple(model_params.declare(MODEL).keys() - {"soft", "tail"})), MODEL)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])

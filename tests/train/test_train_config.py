@@ -74,8 +74,11 @@ def test_a_written_config_with_a_wrong_field_is_refused_by_its_name(change, sent
 
 
 def test_the_written_config_tells_the_model_and_the_data_again():
-    config = TrainConfig(small_model(), TOKENS, DATA, vocabulary="", steps=10)
+    config = TrainConfig(small_model(), TOKENS, DATA, vocabulary="", steps=10, optimizer=OptimizerConfig(frozen=("embed", "soft.image")))
     written = json.loads(json.dumps(config.to_json()))
     assert TrainConfig.from_json(written) == config
     assert ModelConfig.from_json(written["model"]) == config.model
     assert DataConfig.from_json(written["data"]) == config.data
+    assert TrainConfig.from_json(written) == config
+    del written["optimizer"]["frozen"]  # as in the folder of a run that is older than this field
+    assert TrainConfig.from_json(written).optimizer == OptimizerConfig()

@@ -57,6 +57,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8  # added to Adam's denominator
     momentum: float = 0.95  # decay of Muon's Nesterov momentum
     weight_decay: float = 0.0  # decoupled, times the learning rate, on matrices only
+    frozen: tuple[str, ...] = ()  # parameters that keep their values, by the first names of their path: "soft.image", "groups"
 
     def __post_init__(self):
         _require(self.kind in get_args(OptimizerKind), f"optimizer.kind {self.kind!r} must be one of {', '.join(get_args(OptimizerKind))}")

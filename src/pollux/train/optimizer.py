@@ -2,7 +2,8 @@
 
 A leaf may hold a stack of equal parameters (axes "layers", "experts"). Everything that depends on a parameter's shape or size, such as the
 factored moments, the relative step and the orthogonalisation, is applied to each member of the stack, so a scanned model trains like an
-unrolled one. All updates are for a schedule factor of 1; the step multiplies them by the factor.
+unrolled one. All updates are for a schedule factor of 1; the step multiplies them by the factor. Frozen parameters have no optimiser
+state and updates of 0; the step still counts their gradients in the norm that it clips.
 
 Shapes: S members of a stack, I rows, O columns.
 """
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from pollux.model.config import ModelConfig
-from pollux.model.params import Params, Spec, declare, map_specs
+from pollux.model.folder import tensor_name
+from pollux.model.params import Params, Spec, declare, is_spec, map_specs
 from pollux.train.config import OptimizerConfig
 
 STACKED = ("layers", "experts")
@@ -38,13 +40,37 @@ def _is_matrix(spec: Spec) -> bool:
 
 
 def build(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
-    """The transformation from gradients to updates at a schedule factor of 1."""
+    """The transformation from gradients to updates at a schedule factor of 1. Raises ValueError if `frozen` names nothing or all."""
     specs = declare(model)
-    matrices = map_specs(_is_matrix, specs)
+    frozen = _frozen(config, specs)
+    moving = [spec for spec, fixed in zip(_leaves(specs), jax.tree.leaves(frozen), strict=True) if not fixed]
+    transformation = _transformation(config, map_specs(_is_matrix, specs), moving)
+    return optax.partition({False: transformation, True: optax.set_to_zero()}, frozen) if config.frozen else transformation
+
+
+def _frozen(config: OptimizerConfig, specs: Params) -> Params:
+    """Whether each parameter keeps its value."""
+    names = [tensor_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)]
+    matches = {prefix: [f"{name}.".startswith(f"{prefix}.") for name in names] for prefix in config.frozen}
+    for prefix, found in matches.items():
+        if not any(found):
+            raise ValueError(f"optimizer.frozen names {prefix!r}, but no parameter's path begins so; there are {', '.join(names)}")
+    fixed = [any(columns) for columns in zip(*matches.values(), strict=True)] if matches else [False] * len(names)
+    if all(fixed):
+        raise ValueError(f"optimizer.frozen {config.frozen} leaves no parameter to train")
+    return jax.tree.unflatten(jax.tree.structure(specs, is_leaf=is_spec), fixed)
+
+
+def _leaves(specs: Params) -> list[Spec]:
+    return jax.tree.leaves(specs, is_leaf=is_spec)
+
+
+def _transformation(config: OptimizerConfig, matrices: Params, moving: list[Spec]) -> optax.GradientTransformation:
+    """matrices: which parameters are linear maps. moving: those that are trained, in the order of the tree."""
     decay = optax.add_decayed_weights(config.weight_decay, matrices) if config.weight_decay else optax.identity()
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     if config.kind == "adafactor":
-        return optax.chain(_adafactor(specs), decay, optax.scale(-config.learning_rate))
+        return optax.chain(_adafactor(moving), decay, optax.scale(-config.learning_rate))
     if config.kind == "adamw":
         return optax.chain(adam, decay, optax.scale(-config.learning_rate))
     momentum = optax.trace(config.momentum, nesterov=True)
@@ -58,7 +84,7 @@ def build(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransfor
     )
 
 
-def _adafactor(specs: Params) -> optax.GradientTransformation:
+def _adafactor(specs: list[Spec]) -> optax.GradientTransformation:
     """max(eps2, RMS(x)) * U / max(1, RMS(U) / d) per member of a stack (Shazeer & Stern 2018, algorithms 4 and 5, without momentum).
 
     optax's own parts do the arithmetic; here they see one parameter at a time, of any size, where `optax.adafactor` would
@@ -72,9 +98,7 @@ def _adafactor(specs: Params) -> optax.GradientTransformation:
 
     def members(tree: Params) -> list[jax.Array]:
         leaves = jax.tree.leaves(tree)
-        return [leaf.reshape(-1, *_member(spec)) for leaf, spec in zip(leaves, flat_specs, strict=True)]
-
-    flat_specs: list[Spec] = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, Spec))
+        return [leaf.reshape(-1, *_member(spec)) for leaf, spec in zip(leaves, specs, strict=True)]
 
     def init(params: Params) -> list[Any]:
         return [jax.vmap(one.init)(x) for x in members(params)]
@@ -82,7 +106,7 @@ def _adafactor(specs: Params) -> optax.GradientTransformation:
     def update(updates: Params, state: list[Any], params: Params | None = None) -> tuple[Params, list[Any]]:
         assert params is not None, "the relative step needs the parameters"
         pairs = [jax.vmap(one.update)(g, s, x) for g, s, x in zip(members(updates), state, members(params), strict=True)]
-        flat = [u.reshape(spec.shape) for (u, _), spec in zip(pairs, flat_specs, strict=True)]
+        flat = [u.reshape(spec.shape) for (u, _), spec in zip(pairs, specs, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(updates), flat), [s for _, s in pairs]
 
     return optax.GradientTransformation(init, update)

@@ -18,17 +18,20 @@ from typing import Any
 import numpy as np
 
 from pollux.content import Audio, Content, Document, Image, Part, Text, Video
-from pollux.data.world import clips, few_shot, grammar, speech, stories
+from pollux.data.world import clips, conversation, few_shot, grammar, speech, stories
 from pollux.data.world.grammar import Exchange
 from pollux.data.world.render import render
 from pollux.data.world.scene import Scene, SceneConfig, sample_scene, stream
 
-TASKS = ("picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story")
-EVALUATIONS = ("caption", "vqa", "speech", "spoken_question", "clip", "clip_caption", "draw", "few_shot", "arithmetic", "story")
+TASKS = ("picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story", "conversation")
+EVALUATIONS = (
+    *("caption", "vqa", "speech", "spoken_question", "clip", "clip_caption", "draw", "few_shot", "arithmetic", "story"),
+    "conversation",  # the kind of an item is that of its last turn, which is not a drawing
+)
 SPLITS = ("seen", "held_out")
 TRANSCRIBE_PROMPTS = ("transcribe", "what was said", "write what was said", "transcribe what was said")
 
-Truth = Scene | clips.Clip | few_shot.FewShot | speech.Utterance | tuple[Scene, speech.Utterance] | None
+Truth = Scene | clips.Clip | few_shot.FewShot | speech.Utterance | tuple[Scene, speech.Utterance] | conversation.Conversation | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class WorldConfig:
     questions: int = 6  # a picture
     clip_questions: int = 8  # a clip, besides its caption
     spoken_questions: int = 3  # a picture that is asked about aloud
+    conversation_room: int = 280  # tokens that the turns of a conversation may take by the quick start's settings
     sound_share: float = 0.3  # clips with a sound
     single_turn_share: float = 0.1  # pictures and clips with one question in the same turn instead of many branches
     align_share: float = 0.0  # pictures, clips and speech with a text for the contrastive loss
@@ -49,6 +53,10 @@ class WorldConfig:
     question_clips: int = 800  # size of the pool of spoken questions
     speech_workers: int = 2
     cache: str = "runs/speech"  # folder for synthesised speech
+
+    def __post_init__(self):
+        if self.conversation_room < conversation.LEAST_ROOM:
+            raise ValueError(f"conversation_room {self.conversation_room} must be at least {conversation.LEAST_ROOM} tokens, for two turns")
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class World:
             "few_shot": self._few_shot,
             "arithmetic": self._arithmetic,
             "story": self._story,
+            "conversation": self._conversation,
         }
         if task not in makers:
             raise ValueError(f"task {task!r} must be one of {', '.join(TASKS)}")
@@ -97,7 +106,7 @@ class World:
 
     def text_sample(self, n: int) -> Iterator[str]:
         """`n` strings of every kind of text in the training documents, for a tokenizer to learn from."""
-        names = [name for name in EVALUATIONS if name != "spoken_question"]
+        names = [name for name in EVALUATIONS if name not in ("spoken_question", "conversation")]  # which say nothing else
         texts = (t for i in range(n) for t in self._texts(names[i % len(names)], i))
         for _, text in zip(range(n), texts, strict=False):
             yield text
@@ -180,6 +189,19 @@ class World:
             return Document((Content("", (Text(f"{exchange.prompt} {exchange.answer}"),)),))
         return Document((_user(Text(exchange.prompt)), _model(exchange.answer)))
 
+    def _conversation(self, rng: np.random.Generator) -> Document:
+        pool = self._phrase_pool
+        clip_of = {}
+
+        def hear(rng: np.random.Generator, held_out: bool, unseen: bool) -> tuple[Exchange, speech.Utterance]:
+            number = int(rng.integers(len(pool)))
+            clip_of[pool.utterances[number]] = number
+            return _transcription(rng, pool.utterances[number], unseen), pool.utterances[number]
+
+        config = self.config
+        talk = conversation.sample_conversation(rng, config.picture, config.drawing, hear, config.conversation_room)
+        return Document(conversation.contents(talk, lambda u: Audio(speech.vary(rng, pool.clip(clip_of[u])), speech.RATE)))
+
     @functools.cached_property
     def _phrase_pool(self) -> speech.SpeechPool:
         rng, known = stream(self.config.seed, "phrases"), speech.phrases(False)
@@ -221,6 +243,8 @@ class World:
                 contents = _few_shot_prompt(truth)
             case speech.Utterance():
                 contents = (_user(self._voice(split, index, truth), question),)
+            case conversation.Conversation():
+                contents = conversation.contents(truth, functools.partial(self._voice, split, index))[:-1]
             case (scene, utterance):
                 contents = (_user(Image(render(scene))), _user(self._voice(split, index, utterance)))
         return Item(contents, exchange.answer, exchange.kind, truth, _unseen(split, index))
@@ -245,9 +269,7 @@ class World:
             clip = clips.sample_clip(rng, self.config.picture, held_out, 1.0 if kind.startswith("sound") else self.config.sound_share)
             return (clips.ask_clip(rng, clip, kind, unseen) if task == "clip" else clips.clip_caption(rng, clip, unseen)), clip
         if task == "speech":
-            known = speech.phrases(held_out)
-            utterance = speech.sample_utterance(rng, known[rng.integers(len(known))], held_out)
-            return Exchange("transcribe", grammar.phrase(rng, TRANSCRIBE_PROMPTS, unseen), utterance.text), utterance
+            return _hear(rng, held_out, unseen)
         if task == "spoken_question":
             scene = sample_scene(rng, self.config.picture, held_out)
             exchange = grammar.ask_aloud(rng, scene, held_out)
@@ -259,6 +281,11 @@ class World:
         if task == "few_shot":
             game = few_shot.sample_few_shot(rng, self.config.picture, held_out)
             return Exchange(game.kind, " ".join(game.labels[:-1]) if game.kind == "word" else "", game.labels[-1]), game
+        if task == "conversation":
+            kinds = [kind for kind in conversation.LENGTHS if kind != "draw"]
+            settings = self.config.picture, self.config.drawing, _hear, self.config.conversation_room
+            talk = conversation.sample_conversation(rng, *settings, kinds[turn % len(kinds)], held_out, unseen)
+            return Exchange(talk.last.kind, talk.last.exchange.prompt, talk.last.exchange.answer), talk
         if task == "arithmetic":
             return stories.arithmetic(rng), None
         if task == "story":
@@ -268,6 +295,17 @@ class World:
     def _texts(self, name: str, index: int) -> tuple[str, ...]:
         exchange, _ = self._case(name, "train", index)
         return tuple(t for t in (exchange.prompt, exchange.answer) if t)
+
+
+def _hear(rng: np.random.Generator, held_out: bool, unseen: bool) -> tuple[Exchange, speech.Utterance]:
+    """A phrase in a voice, both for training or both for evaluation only, and the request to transcribe it."""
+    known = speech.phrases(held_out)
+    utterance = speech.sample_utterance(rng, known[rng.integers(len(known))], held_out)
+    return _transcription(rng, utterance, unseen), utterance
+
+
+def _transcription(rng: np.random.Generator, utterance: speech.Utterance, unseen: bool) -> Exchange:
+    return Exchange("transcribe", grammar.phrase(rng, TRANSCRIBE_PROMPTS, unseen), utterance.text)
 
 
 def _unseen(split: str, index: int) -> bool:
