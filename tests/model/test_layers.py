@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +6,10 @@ import torch
 from reference import gelu
 from reference import rms_norm as rms_norm_64
 
-from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig, SoftInputConfig
+from pollux.model.config import ExpertsConfig, FeedForwardConfig
 from pollux.model.experts import balance_loss, experts, route
-from pollux.model.layers import activation, embed_soft, feed_forward, layer_norm, rms_norm, sinusoids
+from pollux.model.layers import activation, feed_forward, layer_norm, rms_norm, sinusoids
 from pollux.model.matmul import matmul
-from pollux.model.params import init
-from pollux.tokens.sequence import SoftBatch
 
 rng = np.random.default_rng(0)
 
@@ -58,37 +54,6 @@ def test_feed_forwards_are_their_formulas():
     relu = feed_forward(params, FeedForwardConfig(12, "relu", gated=False, bias=True), jnp.float32(x))
     expected = np.maximum(0, x @ w["up"] + w["up_bias"]) @ w["down"] + w["down_bias"]
     np.testing.assert_allclose(relu, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize("hidden", [0, 7])
-def test_soft_tokens_and_their_gradients_are_norm_linear_norm_of_torch(kind, hidden):
-    F, D = 6, 4
-    layer = LayerConfig(AttentionConfig(1, 1, 4), FeedForwardConfig(4))
-    config = ModelConfig("test", 8, D, (layer,), 1, norm=kind)
-    shapes = {"in_norm": F, "out_norm": D}
-    w = {name: {part: rng.normal(size=n) for part in ("scale", "bias")[: 2 if kind == "layer" else 1]} for name, n in shapes.items()}
-    w |= {"out": rng.normal(size=(hidden or F, D))} | ({"hidden": rng.normal(size=(F, hidden))} if hidden else {})
-    x, g = rng.normal(size=(2, 3, F)), rng.normal(size=(2, 3, D))
-    t = jax.tree.map(lambda a: torch.tensor(a, requires_grad=True), w)
-
-    def norm(x, p):
-        functions, size = torch.nn.functional, x.shape[-1:]
-        return functions.layer_norm(x, size, **_named(p), eps=1e-6) if kind == "layer" else functions.rms_norm(x, size, p["scale"], 1e-6)
-
-    y = norm(torch.tensor(x), t["in_norm"])
-    y = torch.nn.functional.gelu(y @ t["hidden"], approximate="tanh") if hidden else y
-    expected = norm(y @ t["out"], t["out_norm"])
-    expected.backward(torch.tensor(g))
-    batch = SoftBatch(jnp.float32(x), jnp.zeros((2, 3), jnp.int32), jnp.zeros((2, 3, 2), jnp.int32))
-    soft = SoftInputConfig("image", F, hidden)
-    out, pull = jax.vjp(lambda p: embed_soft(p, config, soft, batch, jnp.float32), jax.tree.map(jnp.float32, w))
-    np.testing.assert_allclose(out, expected.detach(), rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda got, tensor: np.testing.assert_allclose(got, tensor.grad, rtol=1e-3, atol=1e-3), pull(jnp.float32(g))[0], t)
-
-
-def _named(norm_params):
-    return {"weight": norm_params["scale"], "bias": norm_params["bias"]}
 
 
 def test_gradient_of_matmul_is_that_of_torch():
@@ -139,28 +104,3 @@ def test_router_weights_sum_to_one():
     weights, chosen, _ = route(jnp.float32(rng.normal(size=(6, 5))), jnp.float32(rng.normal(size=(9, 6))), 3)
     np.testing.assert_allclose(np.sum(weights, -1), 1, rtol=1e-6)
     assert all(len(set(row)) == 3 for row in np.asarray(chosen).tolist())
-
-
-def test_the_stem_is_the_convolution_of_torch_inside_each_patch():
-    soft = SoftInputConfig("image", 10 * 10 * 3, stem=((4, 2, 5), (3, 1, 7)), in_norm=False)
-    assert soft.stem_sides() == (10, 4, 2)
-    config = ModelConfig("stem", 8, 6, (), 0, soft_inputs=(soft,))
-    params = init(config, jax.random.key(0))["soft"]["image"]
-    features = rng.normal(size=(2, 3, 300))
-    x = torch.tensor(features.reshape(6, 10, 10, 3)).permute(0, 3, 1, 2)
-    for i, (kernel, stride, channels) in enumerate(soft.stem):
-        w = torch.tensor(np.asarray(params[f"stem_{i}"], np.float64)).reshape(kernel, kernel, -1, channels).permute(3, 2, 0, 1)
-        x = torch.relu(torch.nn.functional.conv2d(x, w, stride=stride)) ** 2
-    y = x.permute(0, 2, 3, 1).reshape(2, 3, -1).numpy() @ np.asarray(params["out"], np.float64)
-    expected = rms_norm_64(y, np.asarray(params["out_norm"]["scale"], np.float64), config.norm_eps)
-    batch = SoftBatch(jnp.float32(features), np.zeros((2, 3), np.int32), np.zeros((2, 3, 2), np.int32))
-    np.testing.assert_allclose(embed_soft(params, config, soft, batch, jnp.float32), expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"features": 301}, "not a square patch"), ({"in_norm": True}, "in_norm"), ({"stem": ((11, 1, 4),)}, "does not fit")],
-)
-def test_a_stem_that_does_not_fit_its_patch_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SoftInputConfig("image", 300, stem=((4, 2, 5),), in_norm=False), **change)

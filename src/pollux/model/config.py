@@ -111,11 +111,28 @@ class SoftInputConfig:
     grid: int = 0  # g > 0: learned tables of g rows and g columns are added
     stem: tuple[tuple[int, int, int], ...] = ()  # needs features = channels x side x side with the channels last
     in_channels: int = 3  # of a pixel, for the stem
+    colour_grid: int = 0  # g > 0: the stem sees form without colour (embedders.form); colours enter as means over a g x g grid
+    shares: str = ""  # another input whose embedder reads the still pixels; `stem` then sees their change since the frame before
     in_norm: bool = True  # normalise the raw features of each token; off where tokens/ has standardised the whole picture
 
     def __post_init__(self):
         _require(not (self.stem and self.in_norm), f"{self.name}: a stem reads standardised pixels, so in_norm must be off")
-        self.stem_sides()
+        alone = not self.shares or not (
+            self.in_norm or self.hidden or self.grid or self.colour_grid or bool(self.stem) != (self.in_channels > 3)
+        )
+        _require(
+            alone, f"{self.name}: what shares {self.shares!r} has a stem if there is a change to see (in_channels 6), and nothing else"
+        )
+        side = self.stem_sides()[0] if self.stem else 0
+        fits = not self.colour_grid or (side > 0 and side % self.colour_grid == 0 and self.in_channels % 3 == 0)
+        _require(fits, f"{self.name}: a colour_grid of {self.colour_grid} needs a stem and a patch side that it divides")
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels that the stem reads."""
+        if self.shares:
+            return self.in_channels // 3 - 1
+        return self.in_channels // 3 if self.colour_grid else self.in_channels
 
     def stem_sides(self) -> tuple[int, ...]:
         """Side in pixels of a patch, then of each map of the stem. Raises ValueError if the shapes do not fit."""
@@ -155,6 +172,10 @@ class ModelConfig:
         _require(self.pre_norm or self.post_norm, "pre_norm and post_norm cannot both be off")
         names = [s.name for s in self.soft_inputs]
         _require(len(set(names)) == len(names), f"soft_inputs names must differ, got {names}")
+        for s in self.soft_inputs:
+            lent = [t.features * s.in_channels for t in self.soft_inputs if t.name == s.shares and not t.shares]
+            fits = not s.shares or lent == [s.features * 3]
+            _require(fits, f"{s.name}: shares {s.shares!r}, which must be a soft input of the same patch side that shares nothing itself")
 
     @property
     def num_layers(self) -> int:

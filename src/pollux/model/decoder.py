@@ -14,8 +14,9 @@ from pollux.model.attention import Positions, output, project, self_attention, v
 from pollux.model.cache import Cache, LayerCache
 from pollux.model.config import AttentionConfig, LayerConfig, ModelConfig
 from pollux.model.dot_attention import additive_mask, attend
+from pollux.model.embedders import embed_soft
 from pollux.model.experts import experts
-from pollux.model.layers import embed_soft, feed_forward, norm, sinusoids
+from pollux.model.layers import feed_forward, norm, sinusoids
 from pollux.model.params import Params
 from pollux.tokens.sequence import Inputs
 
@@ -115,7 +116,7 @@ def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
         soft, index = [jnp.zeros((G, 0, config.d_model), dtype)], [jnp.zeros((G, 0), jnp.int32)]
         for s in config.soft_inputs:
             if s.name in inputs.soft:
-                soft.append(embed_soft(params["soft"][s.name], config, s, inputs.soft[s.name], dtype))
+                soft.append(embed_soft(params["soft"], config, s, inputs.soft[s.name], dtype))
                 index.append(inputs.soft[s.name].index)
         unknown = set(inputs.soft) - {s.name for s in config.soft_inputs}
         if unknown:

@@ -6,6 +6,7 @@ nothing about them is public.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig, SoftInputConfig
@@ -24,15 +25,16 @@ def soft_inputs(tokens: TokensConfig, grid: int = 64) -> tuple[SoftInputConfig, 
 
 
 def small_soft_inputs(
-    tokens: TokensConfig, hidden: int, stem: tuple[tuple[int, int, int], ...], grid: int = 16
+    tokens: TokensConfig, hidden: int, stem: tuple[tuple[int, int, int], ...], colour_grid: int = 4, grid: int = 16
 ) -> tuple[SoftInputConfig, ...]:
-    """Embedders that learn from few examples: convolutions in each patch, a hidden layer for sound, no norm on raw features."""
-    channels = 6 if tokens.video.difference else 3
-    return (
-        SoftInputConfig("image", tokens.image.features, grid=grid, stem=stem, in_norm=False),
-        SoftInputConfig("audio", tokens.audio.features, hidden=hidden, in_norm=False),
-        SoftInputConfig("video", tokens.video.features, grid=grid, stem=stem, in_channels=channels, in_norm=False),
-    )
+    """Embedders that learn from few examples: convolutions over the form of each patch, its colours apart, a hidden layer for sound,
+    no norm on raw features. Frames of a clip are seen as pictures are, if their patches are of one size."""
+    image = SoftInputConfig("image", tokens.image.features, grid=grid, stem=stem, colour_grid=colour_grid, in_norm=False)
+    audio = SoftInputConfig("audio", tokens.audio.features, hidden=hidden, in_norm=False)
+    video = dataclasses.replace(image, name="video", features=tokens.video.features, in_channels=6 if tokens.video.difference else 3)
+    if tokens.video.patch == tokens.image.patch:
+        video = dataclasses.replace(video, shares="image", stem=stem if tokens.video.difference else (), colour_grid=0, grid=0)
+    return image, audio, video
 
 
 def pattern(

@@ -1,6 +1,6 @@
-"""Norms, activations, feed-forward and the embedders of soft tokens: functions f(params, config, x).
+"""Norms, activations and feed-forward: functions f(params, config, x).
 
-Shapes: B rows, T tokens, D model, F feed-forward, N soft tokens.
+Shapes: B rows, T tokens, D model, F feed-forward.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pollux.model.config import FeedForwardConfig, ModelConfig, SoftInputConfig
+from pollux.model.config import FeedForwardConfig, ModelConfig
 from pollux.model.matmul import matmul
 from pollux.model.params import Params
-from pollux.tokens.sequence import SoftBatch
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None, eps: float) -> jax.Array:
@@ -55,44 +54,6 @@ def feed_forward(params: Params, config: FeedForwardConfig, x_BTD: jax.Array) ->
         hidden_BTF = activation(config.activation, up_BTF)
     out_BTD = matmul(hidden_BTF, params["down"])
     return out_BTD + params["down_bias"].astype(out_BTD.dtype) if config.bias else out_BTD
-
-
-def _norm_matmul(params: Params, config: ModelConfig, x: jax.Array, w: jax.Array) -> jax.Array:
-    """matmul(norm(x), w) with the norm's scale moved into w: raw features are wide and need no gradient, and so they get none."""
-    scaled = params["scale"][:, None] * w
-    if config.norm == "layer":
-        centred = layer_norm(x, jnp.ones(()), jnp.zeros(()), config.norm_eps)
-        return matmul(centred, scaled) + (params["bias"] @ w).astype(x.dtype)
-    return matmul(rms_norm(x, None, config.norm_eps), scaled)
-
-
-def embed_soft(params: Params, config: ModelConfig, soft: SoftInputConfig, batch: SoftBatch, dtype) -> jax.Array:
-    """Raw features [B, N, F] -> soft tokens [B, N, D]: norm -> linear (or MLP) -> norm -> + row and column position."""
-    x, first = batch.features.astype(dtype), params["hidden" if soft.hidden else "out"]
-    if soft.in_norm:
-        x = _norm_matmul(params["in_norm"], config, x, first)
-    else:
-        x = matmul(_stem(params, soft, x) if soft.stem else x, first)
-    if soft.hidden:
-        x = matmul(activation("gelu", x), params["out"])
-    x = norm(params["out_norm"], config, x)
-    if soft.grid:
-        coord = jnp.clip(batch.coord, 0, soft.grid - 1)
-        x += (params["row"][coord[..., 0]] + params["column"][coord[..., 1]]).astype(dtype)
-    return x
-
-
-def _stem(params: Params, soft: SoftInputConfig, x_BNF: jax.Array) -> jax.Array:
-    """Convolutions inside each patch, as products with shifted copies side by side, which a CPU does faster than a convolution."""
-    sides = soft.stem_sides()
-    x = x_BNF.reshape(*x_BNF.shape[:2], sides[0], sides[0], soft.in_channels)
-    for i, (kernel, stride, _) in enumerate(soft.stem):
-        last = stride * (sides[i + 1] - 1) + 1
-        shifted = [x[:, :, r : r + last : stride, c : c + last : stride] for r in range(kernel) for c in range(kernel)]
-        windows = jnp.concatenate(shifted, -1)
-        x = activation("relu2", matmul(windows.reshape(len(x), -1, windows.shape[-1]), params[f"stem_{i}"]))
-        x = x.reshape(*windows.shape[:-1], -1)
-    return x.reshape(*x_BNF.shape[:2], -1)
 
 
 def sinusoids(position: jax.Array, d_model: int) -> jax.Array:

@@ -8,6 +8,8 @@ Shapes: x [..., K], w [K, N] -> [..., N].
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +22,11 @@ def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
 def _dot(a: jax.Array, b: jax.Array, contract_b: int) -> jax.Array:
     dims = (((a.ndim - 1,), (contract_b,)), ((), ()))
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32).astype(a.dtype)
+
+
+def _sum(x_BNK: jax.Array) -> jax.Array:
+    """Sum over the first axis; a chain of additions, up to a few, is one pass where a reduction is several."""
+    return functools.reduce(jnp.add, x_BNK) if len(x_BNK) <= 16 else jnp.sum(x_BNK, 0)
 
 
 @jax.custom_vjp
@@ -37,7 +44,7 @@ def _product_backward(residual, g):
     if jax.default_backend() == "cpu":
         x_BTK, g_BTN = jax.lax.optimization_barrier((x_BTK, g_BTN))
         d_w_BNK = jax.lax.optimization_barrier(jnp.einsum("btn,btk->bnk", g_BTN, x_BTK, preferred_element_type=jnp.float32))
-        d_w = jnp.sum(d_w_BNK, 0).T
+        d_w = _sum(d_w_BNK).T
     else:
         d_w = jnp.einsum("btk,btn->kn", x_BTK, g_BTN, preferred_element_type=jnp.float32)
     return _dot(g, w, 1), d_w.astype(w.dtype)

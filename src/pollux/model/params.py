@@ -104,18 +104,21 @@ def _layer(config: ModelConfig, layer: LayerConfig) -> dict[str, Any]:
 
 def _soft(config: ModelConfig, s: SoftInputConfig) -> dict[str, Any]:
     d = config.d_model
-    spec: dict[str, Any] = {"out_norm": _norm(config, d, "embed")}
+    spec: dict[str, Any] = {} if s.shares else {"out_norm": _norm(config, d, "embed")}
     if s.in_norm:
         spec["in_norm"] = _norm(config, s.features)
-    features, channels = s.features, s.in_channels
+    features, channels = s.features, s.stem_channels
     for i, (kernel, _, out) in enumerate(s.stem):
         spec[f"stem_{i}"] = Spec((kernel * kernel * channels, out), ("features", None))
         channels = out
     if s.stem:
         features = s.stem_sides()[-1] ** 2 * channels
+    if s.colour_grid:
+        spec["colours"] = Spec((s.colour_grid**2 * s.in_channels, d), ("features", "embed"))
     if s.hidden:
         spec["hidden"] = Spec((features, s.hidden), ("features", "mlp"))
-    spec["out"] = Spec((s.hidden or features, d), ("mlp" if s.hidden else "features", "embed"))
+    if s.stem or not s.shares:
+        spec["out"] = Spec((s.hidden or features, d), ("mlp" if s.hidden else "features", "embed"))
     if s.grid:
         spec |= {name: Spec((s.grid, d), ("grid", "embed"), "normal", d) for name in ("row", "column")}
     return spec
