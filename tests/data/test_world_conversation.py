@@ -141,7 +141,7 @@ def test_every_kind_of_turn_fits_its_length_and_every_document_a_row_of_the_quic
         document = world.document("conversation", i)
         sequence = encode(document, vocabulary, tokens, BlankCodec())
         need = sizes(sequence)
-        assert need["tokens"] <= 288 and need["targets"] <= 176 and need["image"] <= 252 and need["audio"] <= 176 and need["video"] <= 192
+        assert need["tokens"] <= 256 and need["targets"] <= 168 and need["image"] <= 108 and need["audio"] <= 126 and need["video"] <= 162
         answers = [t for t in document.contents if t.role == "model"]
         texts = sum(len(vocabulary.encode_text(words(t))) for t in answers if not media(t))
         codes = sum(36 * 2 + 2 for t in answers if media(t))  # and the marks around them
@@ -205,7 +205,7 @@ def test_a_follow_up_of_an_item_was_not_answered_before(world):
 
 
 def test_a_room_that_cannot_hold_two_turns_is_refused():
-    with pytest.raises(ValueError, match="conversation_room 100 must be at least 220"):
+    with pytest.raises(ValueError, match="conversation_room 100 must be at least 144"):
         WorldConfig(conversation_room=100)
-    small = World(WorldConfig(conversation_room=220))
-    assert all(sum(LENGTHS[t.kind] for t in item.truth.turns) <= 220 for item in small.items("conversation", 30))
+    small = World(WorldConfig(conversation_room=144))
+    assert all(sum(LENGTHS[t.kind] for t in item.truth.turns) <= 144 for item in small.items("conversation", 30))

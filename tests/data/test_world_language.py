@@ -74,6 +74,17 @@ def test_a_caption_states_every_attribute_of_every_object_in_each_style():
                 assert sorted(words) == sorted([thing.size, thing.colour, thing.shape, *thing.place.split()])
 
 
+def test_a_listing_is_a_caption_in_any_order_of_the_objects():
+    rng, moved = np.random.default_rng(0), 0
+    for scene in scenes(200):
+        for exchange in grammar.listings(rng, scene, 4):
+            style = next(s for s in sorted(grammar.STYLES, key=len, reverse=True) if exchange.prompt.endswith(s))
+            in_order = grammar.describe(scene, style)
+            assert sorted(exchange.answer.split(", ")) == sorted(in_order.split(", "))
+            moved += exchange.answer != in_order
+    assert moved > 200
+
+
 def test_styles_put_the_shape_before_the_colour_as_often_as_after_it():
     scene = scenes(1)[0]
     colour, shape = scene.things[0].colour, scene.things[0].shape
@@ -177,6 +188,12 @@ def test_a_clip_has_enough_different_questions():
     for i in range(50):
         asked = clips.clip_questions(rng, clips.sample_clip(stream(6, i), CONFIG, False, 0.5), 8)
         assert len({e.prompt for e in asked}) == len(asked) >= 7
+
+
+def test_a_few_questions_about_clips_are_of_every_kind():
+    rng = np.random.default_rng(0)
+    kinds = {e.kind for i in range(60) for e in clips.clip_questions(rng, clips.sample_clip(stream(6, i), CONFIG, False, 0.5), 2)}
+    assert kinds == {*clips.QUESTIONS}
 
 
 def test_the_label_of_a_made_up_word_follows_from_the_examples():

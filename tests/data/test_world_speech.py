@@ -26,6 +26,19 @@ def test_phrases_have_five_words_and_held_out_pairs_are_never_in_training():
     assert len({w for h in (False, True) for p in speech.phrases(h) for w in p.split()}) == 45
 
 
+def test_word_lists_hold_every_word_in_any_company_but_never_name_a_held_out_pair():
+    rng = np.random.default_rng(0)
+    lists = [speech.word_list(rng).split() for _ in range(4000)]
+    assert {len(words) for words in lists} == {4, 5}
+    assert {w for words in lists for w in words} == {w for h in (False, True) for p in speech.phrases(h) for w in p.split()} - {"the"}
+    singular = {plural: shape for shape, plural in speech.PLURALS.items()}
+    for colour, shape in HELD_OUT:
+        apart = [words for words in lists if colour in words and shape in [singular.get(w, w) for w in words]]
+        assert apart and not any(
+            words[i] == colour and singular.get(words[i + 1], words[i + 1]) == shape for words in apart for i in range(len(words) - 1)
+        )
+
+
 def test_speech_is_audible_trimmed_and_follows_voice_and_speed():
     text = "seven small green rings here"
     slow, fast, other = (

@@ -140,7 +140,7 @@ class Mixture:
 
 def open_mixture(config: DataConfig, seed: int) -> Mixture:
     """Opens every source of a config and synthesises the speech it needs. Raises ValueError if a folder is missing or empty."""
-    if any(source.task in ("speech", "spoken_question") for source in config.sources):
+    if any(source.task in ("speech", "spoken_question", "conversation") for source in config.sources):
         World(config.world).prepare_speech()  # of a World of its own: the one below goes to worker processes without the samples
     world = World(config.world)
     sources: list[Source] = []

@@ -145,9 +145,10 @@ def clip_kinds(clip: Clip) -> tuple[str, ...]:
 
 
 def clip_questions(rng: np.random.Generator, clip: Clip, count: int) -> list[Exchange]:
-    """`count` different training questions: every allowed kind once, then more of directions, order, colours and shapes."""
+    """`count` different training questions: every allowed kind once, in any order, then more of directions, order, colours and shapes."""
     asked: dict[str, Exchange] = {}
-    kinds = [*clip_kinds(clip), "direction", "direction", "before", "colour", "shape"]
+    allowed = clip_kinds(clip)
+    kinds = [*(allowed[i] for i in rng.permutation(len(allowed))), "direction", "before", "direction", "colour", "shape"]
     for kind in kinds:
         exchange = ask_clip(rng, clip, kind)
         asked.setdefault(exchange.prompt, exchange)

@@ -20,7 +20,7 @@ from pollux.data.world.scene import Scene, SceneConfig, sample_scene
 from pollux.data.world.speech import Utterance
 
 # Kinds of turn, and the most tokens that one takes with its answer by the quick start's settings
-LENGTHS = {"caption": 70, "question": 70, "follow_up": 32, "transcribe": 54, "draw": 100, "clip": 150, "clip_follow_up": 32}
+LENGTHS = {"caption": 40, "question": 40, "follow_up": 28, "transcribe": 54, "draw": 98, "clip": 104, "clip_follow_up": 28}
 FOLLOW_UPS = {"caption": "follow_up", "question": "follow_up", "clip": "clip_follow_up"}  # what can come back to this turn's medium
 TURNS = (2, 4)
 LEAST_ROOM = LENGTHS["clip"] + LENGTHS["question"]  # for two turns of any kinds

@@ -23,6 +23,7 @@ STYLES: dict[str, Callable[[Thing], str]] = {
     " colour first": lambda t: f"{t.colour} {t.place} {t.shape} {t.size}",
 }
 CAPTION_PROMPTS = ("caption{style}", "describe{style}", "caption this{style}", "describe this{style}")
+LIST_PROMPTS = ("list{style}", "name{style}", "list all{style}")
 DRAW_PROMPTS = ("draw {objects}", "paint {objects}", "draw a picture of {objects}", "paint a picture of {objects}")
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "colour": ("what colour is {a}", "which colour is {a}", "{a} is what colour", "{a} is which colour"),
@@ -61,6 +62,17 @@ def captions(rng: np.random.Generator, scene: Scene, count: int, unseen: bool = 
     names = list(STYLES)
     chosen = [names[i] for i in rng.permutation(len(names))[:count]]
     return [Exchange("caption", phrase(rng, CAPTION_PROMPTS, unseen).format(style=s), describe(scene, s)) for s in chosen]
+
+
+def listings(rng: np.random.Generator, scene: Scene, count: int) -> list[Exchange]:
+    """`count` captions of different styles that name the objects in any order: all but the first word of each has to be looked up by it."""
+    found = []
+    for i in rng.permutation(len(STYLES))[:count]:
+        style = list(STYLES)[i]
+        things = [scene.things[j] for j in rng.permutation(len(scene.things))]
+        prompt = LIST_PROMPTS[rng.integers(len(LIST_PROMPTS))].format(style=style)
+        found.append(Exchange("list", prompt, ", ".join(STYLES[style](t) for t in things)))
+    return found
 
 
 def draw_request(rng: np.random.Generator, scene: Scene, unseen: bool = False) -> str:

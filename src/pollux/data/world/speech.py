@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -57,6 +58,19 @@ def phrases(held_out: bool) -> tuple[str, ...]:
     commands = [f"{verb} the {c} {s} {way}" for c, s in pairs for verb in VERBS for way in DIRECTIONS]
     counts = [f"{n} {size} {c} {PLURALS[s]} {place}" for c, s in pairs for n in NUMBERS for size in SIZES for place in PLACES]
     return tuple(commands + counts)
+
+
+def word_list(rng: np.random.Generator) -> str:
+    """Four or five words of the phrases in any order, a held-out shape never next to its colour.
+
+    Where phrases alone are heard, which pairs occur outweighs how a word sounds; in lists any words come together.
+    """
+    words = (*COLOURS, *SHAPES, *PLURALS.values(), *SIZES, *VERBS, *DIRECTIONS, *NUMBERS, *PLACES)
+    alone = {plural: shape for shape, plural in PLURALS.items()}
+    while True:
+        chosen = [words[i] for i in rng.integers(len(words), size=rng.integers(4, 6))]
+        if not any((a, alone.get(b, b)) in HELD_OUT for a, b in itertools.pairwise(chosen)):
+            return " ".join(chosen)
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,16 @@ class WorldConfig:
     picture: SceneConfig = field(default_factory=SceneConfig)
     drawing: SceneConfig = field(default_factory=lambda: SceneConfig(max_objects=2, jitter=1.0, rotation=10.0, contrast=0.25, noise=2.0))
     captions: int = 2  # a picture, at most len(grammar.STYLES)
+    listings: int = 0  # a picture: captions in any order of the objects, at most len(grammar.STYLES)
     questions: int = 6  # a picture
     clip_questions: int = 8  # a clip, besides its caption
     spoken_questions: int = 3  # a picture that is asked about aloud
-    conversation_room: int = 280  # tokens that the turns of a conversation may take by the quick start's settings
+    conversation_room: int = 240  # tokens that the turns of a conversation may take by the quick start's settings
     sound_share: float = 0.3  # clips with a sound
     single_turn_share: float = 0.1  # pictures and clips with one question in the same turn instead of many branches
     align_share: float = 0.0  # pictures, clips and speech with a text for the contrastive loss
     speech_clips: int = 3200  # size of the pool of spoken phrases
+    word_lists: float = 0.4  # share of them that are words in any order
     question_clips: int = 800  # size of the pool of spoken questions
     speech_workers: int = 2
     cache: str = "runs/speech"  # folder for synthesised speech
@@ -133,7 +135,8 @@ class World:
 
     def _picture(self, rng: np.random.Generator) -> Document:
         scene = sample_scene(rng, self.config.picture, False)
-        spoken = grammar.captions(rng, scene, self.config.captions) + grammar.questions(rng, scene, self.config.questions)
+        spoken = grammar.captions(rng, scene, self.config.captions) + grammar.listings(rng, scene, self.config.listings)
+        spoken += grammar.questions(rng, scene, self.config.questions)
         return self._asked(rng, Image(render(scene)), spoken, grammar.describe(scene))
 
     def _clip(self, rng: np.random.Generator) -> Document:
@@ -205,7 +208,8 @@ class World:
     @functools.cached_property
     def _phrase_pool(self) -> speech.SpeechPool:
         rng, known = stream(self.config.seed, "phrases"), speech.phrases(False)
-        texts = [known[rng.integers(len(known))] for _ in range(self.config.speech_clips)]
+        lists = rng.random(self.config.speech_clips) < self.config.word_lists
+        texts = [speech.word_list(rng) if chosen else known[rng.integers(len(known))] for chosen in lists]
         return self._pool(rng, texts)
 
     @functools.cached_property
@@ -293,8 +297,12 @@ class World:
         raise ValueError(f"evaluation task {task!r} must be one of {', '.join(EVALUATIONS)}")
 
     def _texts(self, name: str, index: int) -> tuple[str, ...]:
-        exchange, _ = self._case(name, "train", index)
-        return tuple(t for t in (exchange.prompt, exchange.answer) if t)
+        exchange, truth = self._case(name, "train", index)
+        said = [exchange]
+        if name == "caption":  # what else is said of pictures, in training only
+            assert isinstance(truth, Scene)
+            said += grammar.listings(stream(self.config.seed, "list texts", index), truth, 1)
+        return tuple(t for e in said for t in (e.prompt, e.answer) if t)
 
 
 def _hear(rng: np.random.Generator, held_out: bool, unseen: bool) -> tuple[Exchange, speech.Utterance]:
