@@ -131,7 +131,7 @@ class Oracle:
         return Result(parts, np.zeros(1, np.int32), np.zeros(1, np.float32), "stop", Usage({}, {}))
 
 
-FIGURES = ("caption_exact", "caption_exact_seen", "vqa_exact", "video_exact", "draw_correct")
+FIGURES = ("caption_exact", "caption_exact_seen", "vqa_exact", "video_exact", "conversation_exact", "draw_correct")
 
 
 def test_a_model_that_is_always_right_scores_one_and_chance_is_far_below():
@@ -140,7 +140,7 @@ def test_a_model_that_is_always_right_scores_one_and_chance_is_far_below():
     report = evaluation.report
     assert {name: report[name] for name in FIGURES[:-1]} == dict.fromkeys(FIGURES[:-1], 1.0)
     assert report["draw_correct"] > 0.95  # the judge of drawings looks at pixels, its own error is not the model's
-    assert report["speech_wer"] == 0
+    assert report["speech_wer"] == 0 and report["vqa_unseen_phrasing"] == 1
     assert report["caption_exact_shuffled"] == 0
     assert report["chance"]["vqa"] < 0.6 and report["chance"]["video"] < 0.6 and report["chance"]["draw"] < 0.01
     assert set(report["vqa_by_type"]) == set(QUESTIONS) == set(report["chance"]["vqa_by_type"])
@@ -151,6 +151,7 @@ def test_every_second_answer_wrong_scores_a_half():
     world = OpenWorld()
     report = evaluate(Oracle(world, wrong=lambda number: number % 2 == 1), world, items=16, log=lambda line: None).report
     assert {name: report[name] for name in FIGURES[:-1]} == dict.fromkeys(FIGURES[:-1], 0.5)
+    assert report["vqa_unseen_phrasing"] == 0  # every second item, the very ones that were answered wrong
     assert report["speech_wer"] == pytest.approx(0.5, abs=0.15)  # phrases differ in length
     assert 0.3 < report["draw_correct"] < 0.7
 

@@ -24,7 +24,7 @@ from pollux.generate.answer import Result
 from pollux.generate.model import Model
 from pollux.model.params import count
 
-TASKS = ("caption", "vqa", "speech", "clip", "draw")  # the default; the rest of EVALUATIONS can be asked for
+TASKS = ("caption", "vqa", "speech", "clip", "draw", "conversation")  # the default; the rest of EVALUATIONS can be asked for
 NAMES = {"clip": "video", "clip_caption": "video_caption"}  # of a task in a report, where it differs
 ITEMS = 320  # of each task and split: a multiple of the kinds of question times the two phrasings
 CONTROL = 100  # pictures shown with their pixels shuffled
@@ -48,9 +48,13 @@ class Outcome:
 
     def by_kind(self) -> dict[str, Outcome]:
         """The items of each kind of question, in order of appearance."""
-        items = list(zip(self.cases, self.results, self.rights, strict=True))
         kinds = dict.fromkeys(case.kind for case in self.cases)
-        return {kind: Outcome(*zip(*(item for item in items if item[0].kind == kind), strict=True)) for kind in kinds}
+        return {kind: self.only([case.kind == kind for case in self.cases]) for kind in kinds}
+
+    def only(self, keep: Sequence[bool]) -> Outcome:
+        """The items that are kept, of which there must be one."""
+        items = zip(self.cases, self.results, self.rights, strict=True)
+        return Outcome(*zip(*itertools.compress(items, keep), strict=True))
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,9 @@ def evaluate(
         chances[name] = float(np.mean([chance[case.kind] for case in outcome.cases]))
         figures = {"draw_correct" if task == "draw" else f"{name}_exact": outcome.share}
         overall.append(Bar(name, outcome.share, chances[name]))
+        unseen = [case.unseen_phrasing for case in outcome.cases]
+        if any(unseen):
+            report[f"{name}_unseen_phrasing"] = outcome.only(unseen).share
         by_kind = outcome.by_kind()
         if len(by_kind) > 1:
             report[f"{name}_by_type"] = {kind: part.share for kind, part in by_kind.items()}
