@@ -57,10 +57,10 @@ from pollux.train.reading import stack
 from pollux.train.step import initial_state, make_step
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "native-or-stitched.md"
-TOKENS = TokensConfig(ImageTokens(patch=20, stride=8, max_tokens=36, standardise=True))
+TOKENS = TokensConfig(ImageTokens(patch=20, stride=16, max_tokens=9, standardise=True))
 N = TOKENS.image.max_tokens  # every picture of the world takes all of them
 BEFORE_PICTURE = [SPECIAL_IDS[name] for name in ("<bos>", "<user>", "<image>")]
-WORLD = WorldConfig(captions=2, questions=3)
+WORLD = WorldConfig(captions=1, listings=1, questions=4)
 PAIRS = WorldConfig(captions=0, questions=0, single_turn_share=0.0, align_share=1.0)  # pictures with a description to match
 COMPARED = 32  # pictures that a batch of the encoder holds, at most
 FRESH = 1_000_000  # index of the first picture document that no training reads
@@ -100,7 +100,8 @@ def told(rng: np.random.Generator) -> Document:
     """A picture document with the picture's description, in any style, in the place of the picture."""
     scene = sample_scene(rng, WORLD.picture, held_out=bool(rng.random() < 0.25))
     style = list(grammar.STYLES)[rng.integers(len(grammar.STYLES))]
-    exchanges = grammar.captions(rng, scene, WORLD.captions) + grammar.questions(rng, scene, WORLD.questions)
+    exchanges = grammar.captions(rng, scene, WORLD.captions) + grammar.listings(rng, scene, WORLD.listings)
+    exchanges += grammar.questions(rng, scene, WORLD.questions)
     branches = tuple((Content("user", (Text(e.prompt),)), Content("model", (Text(e.answer),))) for e in exchanges)
     return Document((Content("user", (Text(grammar.describe(scene, style)),)),), branches)
 
@@ -145,7 +146,7 @@ def settings_of_a_run(model: ModelConfig, settings: Settings, **changes: Any) ->
             rows=4,
             row_length=288,
             targets_per_row=176,
-            soft_per_batch={"image": 8 * N} if model.soft_inputs else {},
+            soft_per_batch={"image": 18 * N} if model.soft_inputs else {},
             minutes=1.0,  # not read: `train` decides
             optimizer=OptimizerConfig(learning_rate=3e-3, matrix_learning_rate=1e-2),
             schedule=ScheduleConfig(warmup=50, decay=0.5),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pollux.data.mixture import DataConfig, SourceConfig
-from pollux.data.world import World, WorldConfig, render, sample_scene, stream
+from pollux.data.world import SceneConfig, World, WorldConfig, render, sample_scene, stream
 from pollux.model.family import tiny
 from pollux.recipes import trained_vocabulary
 from pollux.tokens.codec import CodecConfig, CodecTraining, Progress
@@ -20,20 +20,28 @@ from pollux.tokens.codec import train as train_codec
 from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
 from pollux.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
-# Patches overlap, so that every object is whole in one of them; sounds and clips take few tokens, since a step's cost is its tokens.
+# Nine patches a picture, which overlap a little; sounds take few tokens: a step's cost is its tokens.
 TOKENS = TokensConfig(
-    ImageTokens(patch=20, stride=8, max_tokens=36, standardise=True),
+    ImageTokens(patch=20, stride=16, max_tokens=9, standardise=True),
     AudioTokens(stack=8, max_tokens=128, two_way=True),
-    VideoTokens(fps=2.0, max_frames=6, patch=16, stride=12, max_tokens=16, standardise=True),
+    VideoTokens(fps=2.0, max_frames=6, patch=20, stride=16, max_tokens=9, standardise=True),
 )
-WEIGHTS = {  # of documents; a clip has three times the tokens of a picture, a spoken phrase half as many
-    "picture": 0.38,
-    "draw": 0.29,
-    "clip": 0.08,
-    "speech": 0.32,
-    "spoken_question": 0.02,
-    "arithmetic": 0.03,
-    "story": 0.04,
+WORLD = WorldConfig(
+    drawing=SceneConfig(max_objects=2, jitter=0.5, rotation=5.0, contrast=0.0, noise=0.0),
+    captions=1,
+    listings=1,
+    questions=4,
+    clip_questions=6,
+)
+WEIGHTS = {  # of documents; a clip has twice the tokens of a picture, a spoken phrase half as many
+    "picture": 1.0,
+    "draw": 0.55,
+    "clip": 0.36,
+    "speech": 0.65,
+    "conversation": 0.05,
+    "spoken_question": 0.05,
+    "arithmetic": 0.04,
+    "story": 0.08,
 }
 
 
@@ -44,21 +52,20 @@ def recipe(minutes: float = 10.0, work: Path = Path("runs/quickstart-work")) -> 
         minutes: Time for everything.
         work: Folder that receives the tokeniser and the codec.
     """
-    world = WorldConfig(questions=3, clip_questions=6)
-    vocabulary = trained_vocabulary(work / "tokenizer", lambda: World(world).text_sample(4000), 512)
-    codec = train_codec(_drawings(world), CodecConfig(), CodecTraining(seconds=6 * minutes), _print_progress)
+    vocabulary = trained_vocabulary(work / "tokenizer", lambda: World(WORLD).text_sample(4000), 512)
+    codec = train_codec(_drawings(WORLD), CodecConfig(), CodecTraining(seconds=6 * minutes), _print_progress)
     codec.save(work / "codec")
     return TrainConfig(
         model=tiny(vocabulary.size + sum(codec.levels), TOKENS),
         tokens=TOKENS,
-        data=DataConfig(tuple(SourceConfig("world", task, weight=weight) for task, weight in WEIGHTS.items()), world=world),
+        data=DataConfig(tuple(SourceConfig("world", task, weight=weight) for task, weight in WEIGHTS.items()), world=WORLD),
         vocabulary=str(work / "tokenizer"),
         codec=str(work / "codec"),
         rows=6,
-        row_length=288,
-        targets_per_row=176,
-        soft_per_batch={"image": 252, "audio": 176, "video": 192},
-        minutes=0.66 * minutes,
+        row_length=256,
+        targets_per_row=168,
+        soft_per_batch={"image": 108, "audio": 126, "video": 162},
+        minutes=0.82 * minutes,
         optimizer=OptimizerConfig(learning_rate=3e-3, matrix_learning_rate=1e-2),
         schedule=ScheduleConfig(warmup=50, decay=0.5),
         ema=0.99,
