@@ -5,7 +5,9 @@ Shapes: B rows, N soft tokens, F features of one, D model, S pixels of a patch, 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -98,18 +100,22 @@ def form(pixels: jax.Array) -> jax.Array:
     channels = [pixels[..., i] for i in range(pixels.shape[-1])]  # planes: a CPU is slow at sums over three neighbouring values
     now, changes = channels[:3], [channels[i : i + 3] for i in range(3, len(channels), 3)]
     seen = [now, *([n - c for n, c in zip(now, change, strict=True)] for change in changes)]
-    mean = [sum(x[i].mean((-2, -1)) for x in seen) / len(seen) for i in range(3)]
+    mean = [_sum(x[i].mean((-2, -1)) for x in seen) / len(seen) for i in range(3)]
     centred = [[x[i] - mean[i][..., None, None] for i in range(3)] for x in seen]
-    covariance = [[sum((x[i] * x[j]).mean((-2, -1)) for x in centred) / len(seen) for j in range(3)] for i in range(3)]
+    covariance = [[_sum((x[i] * x[j]).mean((-2, -1)) for x in centred) / len(seen) for j in range(3)] for i in range(3)]
     largest = jnp.argmax(jnp.stack([covariance[i][i] for i in range(3)]), 0)
     axis = [jnp.where(largest == 0, row[0], jnp.where(largest == 1, row[1], row[2])) for row in covariance]
     for _ in range(6):  # power iteration
-        axis = [sum(c * a for c, a in zip(row, axis, strict=True)) for row in covariance]
-        length = jax.lax.rsqrt(sum(a * a for a in axis) + 1e-20)
+        axis = [_sum(c * a for c, a in zip(row, axis, strict=True)) for row in covariance]
+        length = jax.lax.rsqrt(_sum(a * a for a in axis) + 1e-20)
         axis = [a * length for a in axis]
-    sign = jnp.where(sum(a * m for a, m in zip(axis, mean, strict=True)) < 0, -1.0, 1.0)
+    sign = jnp.where(_sum(a * m for a, m in zip(axis, mean, strict=True)) < 0, -1.0, 1.0)
     # The variance along the axis a is a' C a.
-    variance = sum(a * sum(c * b for c, b in zip(row, axis, strict=True)) for a, row in zip(axis, covariance, strict=True))
+    variance = _sum(a * _sum(c * b for c, b in zip(row, axis, strict=True)) for a, row in zip(axis, covariance, strict=True))
     unit = [(a * sign / (jnp.sqrt(jnp.maximum(variance, 0)) + FAINT))[..., None, None] for a in axis]
-    projected = [sum(u * x for u, x in zip(unit, planes, strict=True)) for planes in (centred[0], *changes)]
+    projected = [_sum(u * x for u, x in zip(unit, planes, strict=True)) for planes in (centred[0], *changes)]
     return jnp.stack(projected, -1)
+
+
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, terms)
