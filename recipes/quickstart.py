@@ -37,7 +37,7 @@ WEIGHTS = {  # of documents; a clip has twice the tokens of a picture, a spoken 
     "picture": 1.0,
     "draw": 0.55,
     "clip": 0.36,
-    "speech": 0.65,
+    "speech": 0.9,
     "conversation": 0.05,
     "spoken_question": 0.05,
     "arithmetic": 0.04,

@@ -10,7 +10,7 @@ import torch
 from reference import rms_norm as rms_norm_64
 
 from pollux.model.config import AttentionConfig, FeedForwardConfig, LayerConfig, ModelConfig, SoftInputConfig
-from pollux.model.embedders import FAINT, embed_soft, form
+from pollux.model.embedders import FAINT, PLACE, embed_soft, form
 from pollux.model.params import init
 from pollux.tokens.sequence import SoftBatch
 
@@ -75,7 +75,7 @@ def test_form_and_colours_are_projected_apart_and_count_alike():
     shape = convolved(p, COLOURED, np.stack([form_64(x.astype(np.float64)) for x in pixels[0]])) @ p["out"]
     colours = pixels[0].astype(np.float64).reshape(3, 2, 4, 2, 4, 3).mean((2, 4)).reshape(3, -1) @ p["colours"]
     both = rms_norm_64(shape, 1, config.norm_eps) + rms_norm_64(colours, 1, config.norm_eps)
-    expected = rms_norm_64(both, p["out_norm"]["scale"], config.norm_eps) + p["row"][0] + p["column"][:3]
+    expected = rms_norm_64(both, p["out_norm"]["scale"], config.norm_eps) + PLACE * (p["row"][0] + p["column"][:3])
     np.testing.assert_allclose(embed_soft(params, config, COLOURED, batch_of(pixels), jnp.float32)[0], expected, rtol=1e-2, atol=1e-2)
 
 
@@ -91,7 +91,7 @@ def test_a_frame_where_nothing_changed_is_seen_as_a_picture_and_a_change_is_adde
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     change = np.stack([form_64(x.astype(np.float64))[..., 1:] for x in moved[0]])
     one, zero = dataclasses.replace(config, norm_eps=0.0), batch_of(moved[..., :3])
-    places = p["image"]["row"][0] + p["image"]["column"][:3]
+    places = PLACE * (p["image"]["row"][0] + p["image"]["column"][:3])
     without = np.asarray(embed_soft(params, one, COLOURED, zero, jnp.float32), np.float64)[0] - places
     added = convolved(p["video"], MOVING, change) @ p["video"]["out"]
     got = np.asarray(embed_soft(params, one, MOVING, batch_of(moved), jnp.float32))[0] - places

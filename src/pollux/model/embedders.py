@@ -18,6 +18,7 @@ from pollux.model.matmul import matmul
 from pollux.model.params import Params
 from pollux.tokens.sequence import SoftBatch
 
+PLACE = 4.0  # what the tables of rows and columns are multiplied by, so that Adam's equal steps move places four times as fast
 FAINT = 0.2  # of the picture's deviation: a patch that varies less is mostly noise
 
 
@@ -47,7 +48,7 @@ def embed_soft(params: Params, config: ModelConfig, soft: SoftInputConfig, batch
     x = norm(params[base.name]["out_norm"], config, x)
     if base.grid:
         coord = jnp.clip(batch.coord, 0, base.grid - 1)
-        x += (params[base.name]["row"][coord[..., 0]] + params[base.name]["column"][coord[..., 1]]).astype(dtype)
+        x += PLACE * (params[base.name]["row"][coord[..., 0]] + params[base.name]["column"][coord[..., 1]]).astype(dtype)
     return x
 
 

@@ -120,7 +120,7 @@ def _soft(config: ModelConfig, s: SoftInputConfig) -> dict[str, Any]:
     if s.stem or not s.shares:
         spec["out"] = Spec((s.hidden or features, d), ("mlp" if s.hidden else "features", "embed"))
     if s.grid:
-        spec |= {name: Spec((s.grid, d), ("grid", "embed"), "normal", d) for name in ("row", "column")}
+        spec |= {name: Spec((s.grid, d), ("grid", "embed"), "normal", 16 * d) for name in ("row", "column")}
     return spec
 
 
