@@ -2,7 +2,7 @@
 
     pollux quickstart --minutes 10
 
-The time goes to, in order: a tokeniser and the spoken phrases (about 15 s), an image codec (a tenth), the decoder (two thirds), the
+The time goes to, in order: a tokeniser and the spoken phrases (about 15 s), an image codec (a tenth), the decoder (four fifths), the
 evaluation. Expected accuracies are in docs/lab-notes.md.
 """
 
