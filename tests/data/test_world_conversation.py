@@ -54,8 +54,8 @@ def answer_from_pixels(question: str, pixels: np.ndarray) -> str | None:
         return None
     if "left" in tokens or "above" in tokens or "higher" in tokens:
         first, second = ((f.cell % GRID, f.cell // GRID) for f in named)
-        axis = 0 if "left" in tokens else 1
-        return "yes" if first[axis] < second[axis] else "no"
+        axis, names = (0, ("left", "middle", "right")) if "left" in tokens else (1, ("top", "middle", "bottom"))
+        return f"{names[first[axis]]} and {names[second[axis]]}, {'yes' if first[axis] < second[axis] else 'no'}"
     if "many" in tokens or "count" in tokens:
         return ("zero", "one", "two", "three")[len(found)]
     if "colour" in tokens:
@@ -65,7 +65,8 @@ def answer_from_pixels(question: str, pixels: np.ndarray) -> str | None:
     if "where" in tokens or "place" in tokens:
         return CELLS[named[0].cell]
     colour, shape = ([w for w in tokens if w in names][0] for names in (COLOURS, SHAPES))
-    return "yes" if (colour, shape) in {(f.colour, f.shape) for f in found} else "no"
+    shown = next(f.shape for f in found if f.colour == colour)
+    return f"{'an' if colour == 'orange' else 'a'} {colour} {shown}, {'yes' if shown == shape else 'no'}"
 
 
 def test_answers_about_pictures_follow_from_the_pixels_of_the_newest_picture_however_long_ago_it_was_shown(world):

@@ -33,12 +33,14 @@ def answer_about_scene(question, scene):
     about = mentioned(question, things)
     if len(about) == 2:
         first, second = (t.place for t in about)
-        table = COLUMNS if "left" in words else ROWS
-        return "yes" if table[first] < table[second] else "no"
+        table, names = (COLUMNS, ["left", "middle", "right"]) if "left" in words else (ROWS, ["top", "middle", "bottom"])
+        verdict = "yes" if table[first] < table[second] else "no"
+        return f"{names[table[first]]} and {names[table[second]]}, {verdict}"
     if not about:
         colour = next(w for w in words if w in COLOURS)
         shape = next(w for w in words if w in SHAPES)
-        return "yes" if any((t.colour, t.shape) == (colour, shape) for t in things) else "no"
+        shown = next(t.shape for t in things if t.colour == colour)
+        return f"{'an' if colour == 'orange' else 'a'} {colour} {shown}, {'yes' if shown == shape else 'no'}"
     return next(
         getattr(about[0], a) for a, key in dict(colour="colour", shape="shape", size="size", place="where").items() if {a, key} & {*words}
     )
@@ -59,7 +61,8 @@ def test_yes_and_no_are_balanced_and_a_wrong_pair_shares_its_colour_with_an_obje
     for scene in scenes(1500):
         for kind in {*answers} & {*grammar.kinds_for(scene)}:
             exchange = grammar.ask(rng, scene, kind)
-            answers[kind].append(exchange.answer == "yes")
+            answers[kind].append(exchange.verdict == "yes")
+            assert exchange.answer == f"{exchange.facts}, {exchange.verdict}" and exchange.verdict in ("yes", "no")
             if kind == "exists":
                 assert {*exchange.prompt.split()} & {t.colour for t in scene.things}
     assert all(0.45 < np.mean(values) < 0.55 and len(values) > 500 for values in answers.values())
@@ -131,13 +134,16 @@ def answer_about_clip(question, clip, positions):
     if "first" in words or "last" in words:
         return (min if "first" in words else max)(begins, key=begins.get)
     if "before" in words:
-        return "yes" if begins[about[0]] < begins[about[1]] else "no"
+        leader = min(begins, key=begins.get)
+        return f"{leader} {shape_of[leader]} first, {'yes' if leader == about[0] else 'no'}"
     if "colour" in words:
         return about[0]
     if "shape" in words:
         return shape_of[about[0]]
     (x0, y0), (x1, y1) = positions[about[0]][0], positions[about[0]][-1]
-    return ("left" if x1 < x0 else "right") if x0 != x1 else ("up" if y1 < y0 else "down")
+    start, end = (CELLS[3 * int(y * 4 // 16) + int(x * 4 // 16)] for x, y in ((x0, y0), (x1, y1)))
+    verdict = ("left" if x1 < x0 else "right") if x0 != x1 else ("up" if y1 < y0 else "down")
+    return f"{start} to {end}, {verdict}"
 
 
 def test_answers_about_clips_follow_from_where_the_pixels_are():

@@ -77,7 +77,7 @@ def test_an_unknown_field_in_the_config_is_named(small, tmp_path):
     data = json.loads((tmp_path / "config.json").read_text())
     data["model"]["pattern"][0]["attention"]["magic"] = 1
     (tmp_path / "config.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="AttentionConfig has no field magic"):
+    with pytest.raises(ValueError, match=r"config.json: AttentionConfig has no field magic"):
         folder.load_config(tmp_path)
 
 

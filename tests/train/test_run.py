@@ -33,6 +33,7 @@ from pollux.tokens.pack import single
 from pollux.tokens.sequence import Batch
 from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import loop, metrics, objective, schedule
+from pollux.train.config import OptimizerConfig
 from pollux.train.divergence import BAD_BATCH, Diverged, fault
 from pollux.train.held_out import HeldOut
 from pollux.train.reading import STATES, replay
@@ -294,6 +295,7 @@ def test_resuming_with_another_model_is_refused(home, undisturbed):
         ("data.prompt_dropout", 0.0, 0.1, dict(prompt_dropout=0.1)),
         ("data.sources.1.kind", None, "world", dict(sources=SourceConfig("world", task="story"))),
         ("ema .on or off.", True, False, dict(ema=0.0)),
+        ("optimizer.frozen", "nothing", "embed", dict(optimizer=OptimizerConfig(frozen=("embed",)))),
     ],
 )
 def test_resuming_with_another_order_of_the_data_is_refused(home, undisturbed, name, old, new, changes):

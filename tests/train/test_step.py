@@ -11,6 +11,7 @@ from random_batch import TOKENS, random_batch, small_model, stack
 
 from pollux.data.mixture import DataConfig, SourceConfig
 from pollux.train.config import LossConfig, OptimizerConfig, TrainConfig
+from pollux.train.objective import loss
 from pollux.train.step import initial_state, make_step
 
 CONFIG = TrainConfig(
@@ -77,3 +78,14 @@ def test_a_clipped_gradient_has_the_norm_asked_for_and_averages_follow_the_param
 def test_a_factor_of_zero_changes_nothing(step, state):
     new, _ = step(state, stack(text_batch(rows=8)), np.float32(0))
     jax.tree.map(np.testing.assert_array_equal, state.params, new.params)
+
+
+def test_gradients_of_frozen_parameters_do_not_count_in_the_norm(step, state):
+    batch = stack(text_batch(rows=8))
+    frozen = replace(CONFIG, optimizer=replace(CONFIG.optimizer, frozen=("embed",)))
+    _, everything = step(state, batch, np.float32(1))
+    _, rest = jax.jit(make_step(frozen))(jax.jit(lambda: initial_state(frozen))(), batch, np.float32(1))
+    grads = jax.grad(lambda params: loss(params, CONFIG, jax.tree.map(lambda x: x[0], batch))[0])(state.params)
+    embed = float(np.sum(np.asarray(grads["embed"], np.float64) ** 2))
+    assert rest["grad_norm"] ** 2 == pytest.approx(everything["grad_norm"] ** 2 - embed, rel=1e-3)
+    assert embed > 0.1 * everything["grad_norm"] ** 2

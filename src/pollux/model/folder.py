@@ -74,7 +74,10 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, TokensConfig]:
     data = json.loads(path.read_text())
     if "model" not in data:
         raise ValueError(f"{path} has no 'model' entry: it was not written by pollux")
-    return ModelConfig.from_json(data["model"]), TokensConfig.from_json(data.get("tokens", {}))
+    try:
+        return ModelConfig.from_json(data["model"]), TokensConfig.from_json(data.get("tokens", {}))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:

@@ -224,7 +224,8 @@ def _check_same_run(config: TrainConfig, before: TrainConfig) -> None:
 def _fixed(config: TrainConfig) -> dict[str, Any]:
     """What a run keeps from its beginning to its end, by the names of the fields."""
     everything = config.to_json()
-    fixed = {name: everything[name] for name in _FIXED} | {"optimizer.kind": config.optimizer.kind, "ema (on or off)": config.ema > 0}
+    fixed = {name: everything[name] for name in _FIXED} | {"ema (on or off)": config.ema > 0}
+    fixed |= {"optimizer.kind": config.optimizer.kind, "optimizer.frozen": " ".join(config.optimizer.frozen) or "nothing"}
     return {name: value for name, value in leaves(fixed) if name not in _FREE}
 
 

@@ -3,7 +3,7 @@
 A leaf may hold a stack of equal parameters (axes "layers", "experts"). Everything that depends on a parameter's shape or size, such as the
 factored moments, the relative step and the orthogonalisation, is applied to each member of the stack, so a scanned model trains like an
 unrolled one. All updates are for a schedule factor of 1; the step multiplies them by the factor. Frozen parameters have no optimiser
-state and updates of 0; the step still counts their gradients in the norm that it clips.
+state and updates of 0.
 
 Shapes: S members of a stack, I rows, O columns.
 """
@@ -42,14 +42,15 @@ def _is_matrix(spec: Spec) -> bool:
 def build(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
     """The transformation from gradients to updates at a schedule factor of 1. Raises ValueError if `frozen` names nothing or all."""
     specs = declare(model)
-    frozen = _frozen(config, specs)
-    moving = [spec for spec, fixed in zip(_leaves(specs), jax.tree.leaves(frozen), strict=True) if not fixed]
+    fixed = frozen(config, model)
+    moving = [spec for spec, stays in zip(_leaves(specs), jax.tree.leaves(fixed), strict=True) if not stays]
     transformation = _transformation(config, map_specs(_is_matrix, specs), moving)
-    return optax.partition({False: transformation, True: optax.set_to_zero()}, frozen) if config.frozen else transformation
+    return optax.partition({False: transformation, True: optax.set_to_zero()}, fixed) if config.frozen else transformation
 
 
-def _frozen(config: OptimizerConfig, specs: Params) -> Params:
-    """Whether each parameter keeps its value."""
+def frozen(config: OptimizerConfig, model: ModelConfig) -> Params:
+    """Whether each parameter keeps its value (bool). Raises ValueError if `config.frozen` names nothing or all."""
+    specs = declare(model)
     names = [tensor_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)]
     matches = {prefix: [f"{name}.".startswith(f"{prefix}.") for name in names] for prefix in config.frozen}
     for prefix, found in matches.items():

@@ -45,13 +45,15 @@ def make_step(config: TrainConfig) -> Callable[[State, Batch, jax.Array], tuple[
     """step(state, batch, factor) -> (state, metrics), to be jitted with the state donated.
 
     batch: leaves [A, ...]. factor: float32 scalar that multiplies the learning rates (train/schedule.py).
-    Metrics are float32 scalars: those of objective.loss, grad_norm (before clipping), rate_factor (the argument `factor`) and
-    tokens (positions that are not padding).
+    Metrics are float32 scalars: those of objective.loss, grad_norm (of what is not frozen, before clipping), rate_factor (the argument
+    `factor`) and tokens (positions that are not padding).
     """
     transformation = optimizer.build(config.optimizer, config.model)
+    frozen = optimizer.frozen(config.optimizer, config.model)
 
     def step(state: State, batch: Batch, factor: jax.Array) -> tuple[State, Metrics]:
         grads, metrics = _gradient(state.params, config, batch)
+        grads = jax.tree.map(lambda grad, fixed: jnp.zeros_like(grad) if fixed else grad, grads, frozen)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
             if config.clip:

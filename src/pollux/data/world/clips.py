@@ -14,7 +14,7 @@ from pollux.data.world import grammar
 from pollux.data.world.grammar import Exchange, phrase, refer
 from pollux.data.world.noise import normal
 from pollux.data.world.render import add_noise, background, paint
-from pollux.data.world.scene import GRID, Scene, SceneConfig, Thing, make_scene, place_thing, sample_pairs
+from pollux.data.world.scene import CELLS, GRID, Scene, SceneConfig, Thing, make_scene, place_thing, sample_pairs
 from pollux.media import VideoArray
 
 FPS = 2.0
@@ -160,15 +160,19 @@ def ask_clip(rng: np.random.Generator, clip: Clip, kind: str, unseen: bool = Fal
     if kind not in clip_kinds(clip):
         raise ValueError(f"question kind {kind!r} must be one of {', '.join(clip_kinds(clip))} for this clip")
     number = int(rng.integers(2))
-    thing, other = clip.order[number], clip.order[1 - number]
-    names, answer = {
-        "direction": (lambda: ({"a": refer(rng, thing)}, clip.directions[number])),
-        "first": (lambda: ({}, clip.order[0].colour)),
-        "last": (lambda: ({}, clip.order[1].colour)),
-        "before": (lambda: ({"a": refer(rng, thing), "b": refer(rng, other)}, "yes" if number == 0 else "no")),
-        "colour": (lambda: ({"a": f"the {thing.shape}"}, thing.colour)),
-        "shape": (lambda: ({"a": f"the {thing.colour} one"}, thing.shape)),
-        "sound": (lambda: ({}, clip.sound)),
-        "sound_with": (lambda: ({}, clip.order[clip.sound_move].colour)),
+    thing, other, leader = clip.order[number], clip.order[1 - number], clip.order[0]
+    end = _moved(thing.cell, clip.directions[number])
+    assert end is not None
+    path = f"{thing.place} to {CELLS[end]}"
+    order = f"{leader.colour} {leader.shape} first"
+    names, facts, verdict = {
+        "direction": (lambda: ({"a": refer(rng, thing)}, path, clip.directions[number])),
+        "first": (lambda: ({}, "", leader.colour)),
+        "last": (lambda: ({}, "", clip.order[1].colour)),
+        "before": (lambda: ({"a": refer(rng, thing), "b": refer(rng, other)}, order, "yes" if number == 0 else "no")),
+        "colour": (lambda: ({"a": f"the {thing.shape}"}, "", thing.colour)),
+        "shape": (lambda: ({"a": f"the {thing.colour} one"}, "", thing.shape)),
+        "sound": (lambda: ({}, "", clip.sound)),
+        "sound_with": (lambda: ({}, "", clip.order[clip.sound_move].colour)),
     }[kind]()
-    return Exchange(kind, phrase(rng, QUESTIONS[kind], unseen).format(**names), answer)
+    return grammar.concluded(kind, phrase(rng, QUESTIONS[kind], unseen).format(**names), facts, verdict)

@@ -25,7 +25,13 @@ FOLLOW_UPS = {"caption": "follow_up", "question": "follow_up", "clip": "clip_fol
 TURNS = (2, 4)
 LEAST_ROOM = LENGTHS["clip"] + LENGTHS["question"]  # for two turns of any kinds
 # Kinds of question of which one may give away another's answer
-TOPICS = ({"colour", "shape", "exists"}, {"size", "count"}, {"place", "left_of", "above"}, {"direction"}, {"first", "last", "before"})
+TOPICS = (
+    {"colour", "shape", "exists", "before"},
+    {"size", "count"},
+    {"place", "left_of", "above"},
+    {"direction"},
+    {"first", "last", "before"},
+)
 
 Medium = Scene | Clip | Utterance
 Hear = Callable[[np.random.Generator, bool, bool], tuple[Exchange, Utterance]]  # (rng, held_out, unseen) -> a request to transcribe
@@ -52,8 +58,8 @@ class Conversation:
     def told(self) -> bool:
         """Whether turns before the last may have said in words what the last one asks about its medium."""
         before = [turn.exchange.kind for turn in self.turns[:-1] if turn.medium is self.last.medium]
-        topic = next((t for t in TOPICS if self.last.exchange.kind in t), set())
-        return "caption" in before or any(kind in topic for kind in before)
+        related = {kind for topic in TOPICS if self.last.exchange.kind in topic for kind in topic}
+        return "caption" in before or any(kind in related for kind in before)
 
 
 def sample_conversation(

@@ -3,6 +3,8 @@
 All strings are lower case and follow from the scene, so that an answer can be compared word for word. Styles differ in the
 order of the attributes: if the colour always came before the shape, text alone would predict one from the other. Every kind
 of prompt has phrasings for training and one, last in its list, that only evaluation uses and whose words all occur in training.
+Where an answer follows from two facts, the facts are said first and the verdict last ("left and middle, yes"): chain of thought (Wei
+et al. 2022). A bare yes or no teaches a small model next to nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 from pollux.data.world.scene import COLOURS, HELD_OUT, SHAPES, SIZES, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three")
+LINES = {"column": ("left", "middle", "right"), "row": ("top", "middle", "bottom")}  # of the grid
 
 STYLES: dict[str, Callable[[Thing], str]] = {
     "": lambda t: f"a {t.size} {t.colour} {t.shape} {t.place}",
@@ -45,6 +48,17 @@ class Exchange:
     kind: str
     prompt: str
     answer: str
+    facts: str = ""  # what the answer says before its verdict
+
+    @property
+    def verdict(self) -> str:
+        """The part of the answer that settles the question, which is all of it where no facts come first."""
+        return self.answer.removeprefix(f"{self.facts}, ") if self.facts else self.answer
+
+
+def concluded(kind: str, prompt: str, facts: str, verdict: str) -> Exchange:
+    """An exchange whose answer is the verdict, after the facts if there are any."""
+    return Exchange(kind, prompt, f"{facts}, {verdict}" if facts else verdict, facts)
 
 
 def phrase(rng: np.random.Generator, phrasings: tuple[str, ...], unseen: bool) -> str:
@@ -95,15 +109,15 @@ def questions(rng: np.random.Generator, scene: Scene, count: int) -> list[Exchan
 
 def ask(rng: np.random.Generator, scene: Scene, kind: str, unseen: bool = False, held_out: bool = False) -> Exchange:
     """One question of this kind. `unseen`: in the phrasing for evaluation; `held_out`: it may name held-out pairs."""
-    names, answer = _subject(rng, scene, kind, held_out)
-    return Exchange(kind, phrase(rng, QUESTIONS[kind], unseen).format(**names), answer)
+    names, *answer = _subject(rng, scene, kind, held_out)
+    return concluded(kind, phrase(rng, QUESTIONS[kind], unseen).format(**names), *answer)
 
 
 def ask_aloud(rng: np.random.Generator, scene: Scene, held_out: bool = False) -> Exchange:
     """One question among those that `spoken_sentences` lists."""
     kind = SPOKEN_KINDS[rng.integers(len(SPOKEN_KINDS))]
-    names, answer = _subject(rng, scene, kind, held_out)
-    return Exchange(kind, QUESTIONS[kind][0].format(**names), answer)
+    names, *answer = _subject(rng, scene, kind, held_out)
+    return concluded(kind, QUESTIONS[kind][0].format(**names), *answer)
 
 
 def spoken_sentences(held_out: bool) -> tuple[str, ...]:
@@ -121,33 +135,35 @@ def spoken_sentences(held_out: bool) -> tuple[str, ...]:
     return tuple(QUESTIONS[kind][0].format(a=a) for kind in SPOKEN_KINDS for a in subjects[kind])
 
 
-def _subject(rng: np.random.Generator, scene: Scene, kind: str, held_out: bool) -> tuple[dict[str, str], str]:
-    """What a question is about, by the names in its phrasings, and the answer."""
+def _subject(rng: np.random.Generator, scene: Scene, kind: str, held_out: bool) -> tuple[dict[str, str], str, str]:
+    """What a question is about, by the names in its phrasings, the facts to say first, and the verdict."""
     thing = scene.things[rng.integers(len(scene.things))]
     if kind == "colour":
-        return {"a": f"the {thing.shape}"}, thing.colour
+        return {"a": f"the {thing.shape}"}, "", thing.colour
     if kind == "shape":
-        return {"a": f"the {thing.colour} one"}, thing.shape
+        return {"a": f"the {thing.colour} one"}, "", thing.shape
     if kind == "size":
-        return {"a": refer(rng, thing)}, thing.size
+        return {"a": refer(rng, thing)}, "", thing.size
     if kind == "place":
-        return {"a": refer(rng, thing)}, thing.place
+        return {"a": refer(rng, thing)}, "", thing.place
     if kind == "count":
         if rng.random() < 0.5:
-            return {"a": "objects"}, NUMBERS[len(scene.things)]
+            return {"a": "objects"}, "", NUMBERS[len(scene.things)]
         size = SIZES[rng.integers(2)]
-        return {"a": f"{size} ones"}, NUMBERS[sum(t.size == size for t in scene.things)]
+        return {"a": f"{size} ones"}, "", NUMBERS[sum(t.size == size for t in scene.things)]
     if kind == "exists":
         present = bool(rng.random() < 0.5)
         colour, shape = (thing.colour, thing.shape) if present else _near_miss(rng, scene, thing, held_out)
-        return {"a": f"{_article(colour)} {colour} {shape}"}, "yes" if present else "no"
+        names = {"a": f"{_article(colour)} {colour} {shape}"}
+        return names, f"{_article(colour)} {colour} {thing.shape}", "yes" if present else "no"
     if kind in ("left_of", "above"):
         axis = "column" if kind == "left_of" else "row"
         pairs = [(s, t) for s in scene.things for t in scene.things if getattr(s, axis) < getattr(t, axis)]
-        first, second = pairs[rng.integers(len(pairs))]
-        if rng.random() < 0.5:
-            return {"a": refer(rng, first), "b": refer(rng, second)}, "yes"
-        return {"a": refer(rng, second), "b": refer(rng, first)}, "no"
+        pair = pairs[rng.integers(len(pairs))]
+        yes = bool(rng.random() < 0.5)
+        first, second = pair if yes else pair[::-1]
+        facts = " and ".join(LINES[axis][getattr(t, axis)] for t in (first, second))
+        return {"a": refer(rng, first), "b": refer(rng, second)}, facts, "yes" if yes else "no"
     raise ValueError(f"question kind {kind!r} must be one of {', '.join(QUESTIONS)}")
 
 

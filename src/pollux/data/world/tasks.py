@@ -117,19 +117,20 @@ class World:
         """Exact-match rate per kind of question that is reached without the media (for tasks without media: without the prompt).
 
         The blind guess is the majority answer to the same prompt, or to the same kind where that does better, counted on `n`
-        training cases; it is tried on n/2 cases of each split, and the better figure counts.
+        training cases; it is tried on n/2 cases of each split, and the better figure counts. Of an answer that says facts first, it has to
+        hit the verdict alone.
         """
         by_prompt = task not in ("draw", "arithmetic", "story")
         cases = [self._case(task, "train", i)[0] for i in range(n)]
-        for_kind = _majority([(e.kind, e.answer) for e in cases])
-        for_prompt = _majority([((e.kind, e.prompt), e.answer) for e in cases]) if by_prompt else {}
+        for_kind = _majority([(e.kind, e.verdict) for e in cases])
+        for_prompt = _majority([((e.kind, e.prompt), e.verdict) for e in cases]) if by_prompt else {}
         best: dict[str, float] = defaultdict(float)
         for split in SPLITS:
             trials = [self._case(task, split, i)[0] for i in range(n // 2)]
             for kind in {e.kind for e in trials}:
                 asked = [e for e in trials if e.kind == kind]
-                plain = np.mean([for_kind.get(kind) == e.answer for e in asked])
-                exact = np.mean([for_prompt.get((kind, e.prompt), for_kind.get(kind)) == e.answer for e in asked])
+                plain = np.mean([for_kind.get(kind) == e.verdict for e in asked])
+                exact = np.mean([for_prompt.get((kind, e.prompt), for_kind.get(kind)) == e.verdict for e in asked])
                 best[kind] = max(best[kind], float(plain), float(exact))
         return dict(best)
 
