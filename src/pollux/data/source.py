@@ -57,7 +57,7 @@ class WorldSource:
     task: str
     first: int = 0
     length: None = None
-    bad_files: BadFiles = "stop"
+    bad_files: BadFiles = "skip"  # an hour into a run, one document that is too large should not end it
 
     def document(self, index: int) -> Document:
         return self.world.document(self.task, self.first + index)

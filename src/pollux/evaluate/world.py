@@ -1,6 +1,7 @@
 """Scores of a model on the world: held-out items, each kind of question beside what guessing gets, drawings by an independent judge.
 
-Every figure is exact match of the normalised answer, except speech (word error rate) and drawing (share of requested objects with the
+Every figure is exact match of the normalised answer (of all of it where facts come before a verdict, though guessing has to hit the
+verdict alone), except speech (word error rate) and drawing (share of requested objects with the
 right cell, colour and shape). Captions are also asked of pictures whose pixels are shuffled: a model that looks gets next to none right.
 """
 
