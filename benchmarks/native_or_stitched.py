@@ -347,7 +347,7 @@ def table(settings: Settings, phases: dict[str, Trained], losses: dict[str, floa
 
 def main(settings: Settings) -> None:
     use_compilation_cache()
-    vocabulary = trained_vocabulary(settings.work / "tokenizer", lambda: World(WORLD).text_sample(4000), 640)
+    _, vocabulary = trained_vocabulary(settings.work / "tokenizer", lambda: World(WORLD).text_sample(4000), 640)
     whole = tiny(vocabulary.size, TOKENS)
     model = dataclasses.replace(whole, soft_inputs=tuple(s for s in whole.soft_inputs if s.name == "image"))
     world = World(dataclasses.replace(WORLD, seed=settings.seed))

@@ -6,8 +6,7 @@ One file in twenty is held out; the loss on those is shown beside that of the tr
 `pollux codec train my-folder --out my-codec`) it also learns to draw pictures from their captions.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pollux.content import Text
@@ -30,8 +29,8 @@ def recipe(folder: Path, drawing: Path | None = None, vocab_size: int = 4096) ->
     """
     reading = FolderConfig(draw=drawing is not None, held_out=0.05)
     source = FolderSource(folder, reading)
-    tokenizer = Path("runs") / "tokenizers" / f"{folder.resolve().name}-{vocab_size}-{fingerprint(texts(source))}"
-    vocabulary = trained_vocabulary(tokenizer, lambda: texts(source), vocab_size)
+    name = Path("runs") / "tokenizers" / folder.resolve().name
+    tokenizer, vocabulary = trained_vocabulary(name, lambda: texts(source), vocab_size)
     codes = sum(Codec.load(drawing).levels) if drawing else 0
     tokens = TokensConfig(
         ImageTokens(max_tokens=64, standardise=True),
@@ -41,7 +40,7 @@ def recipe(folder: Path, drawing: Path | None = None, vocab_size: int = 4096) ->
     return TrainConfig(
         model=tiny(vocabulary.size + codes, tokens),
         tokens=tokens,
-        data=DataConfig((SourceConfig("folder", path=str(folder)),), folder=reading),
+        data=DataConfig((SourceConfig("folder", path=str(folder)),), folder=reading, prompt_dropout=0.1 if drawing else 0.0),
         vocabulary=str(tokenizer),
         codec=str(drawing or ""),
         rows=4,
@@ -59,11 +58,3 @@ def texts(source: FolderSource) -> Iterator[str]:
         document = source.document(index)
         for content in (*document.contents, *(content for branch in document.branches for content in branch)):
             yield from (part.text for part in content.parts if isinstance(part, Text))
-
-
-def fingerprint(texts: Iterable[str]) -> str:
-    """The same for the same texts, another for others."""
-    digest = hashlib.blake2b(digest_size=6)
-    for text in texts:
-        digest.update(len(text).to_bytes(8) + text.encode())
-    return digest.hexdigest()

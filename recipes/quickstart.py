@@ -2,22 +2,22 @@
 
     pollux quickstart --minutes 10
 
-The time goes to, in order: a tokeniser and the spoken phrases (about 15 s), an image codec (a tenth, but at most about a minute), the
+The time goes to, in order: a tokeniser and the spoken phrases (about 15 s), an image codec (a tenth, at most 90 s), the
 decoder (most of it), the evaluation. Expected accuracies are in docs/lab-notes.md.
 """
 
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pollux.data.mixture import DataConfig, SourceConfig
 from pollux.data.world import SceneConfig, World, WorldConfig, render, sample_scene, stream
 from pollux.model.family import tiny
-from pollux.recipes import trained_vocabulary
+from pollux.recipes import trained_codec, trained_vocabulary
 from pollux.tokens.codec import CodecConfig, CodecTraining, Progress
-from pollux.tokens.codec import train as train_codec
 from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
 from pollux.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -35,6 +35,8 @@ WORLD = WorldConfig(
     questions=4,
     clip_questions=6,
 )
+# Rows as long as the longest clip; with the longest conversation in mind, slots that are nearly all used.
+ROWS: dict[str, Any] = dict(rows=6, row_length=256, targets_per_row=144, soft_per_batch={"image": 90, "audio": 192, "video": 162})
 WEIGHTS = {  # of documents; a clip has twice the tokens of a picture, a spoken phrase half as many
     "picture": 1.0,
     "draw": 0.6,
@@ -56,29 +58,32 @@ def recipe(minutes: float = 10.0, work: Path = Path("runs/quickstart-work")) -> 
     """
     # A longer run hears more recordings instead of the same ones more often.
     world = dataclasses.replace(WORLD, speech_clips=max(WORLD.speech_clips, int(160 * minutes)))
-    vocabulary = trained_vocabulary(work / "tokenizer", lambda: World(WORLD).text_sample(4000), 640)
-    codec = train_codec(_drawings(WORLD), CodecConfig(), CodecTraining(seconds=6 * minutes), _print_progress)
-    codec.save(work / "codec")
+    tokenizer, vocabulary = trained_vocabulary(work / "tokenizer", lambda: World(WORLD).text_sample(4000), 640)
+    training = CodecTraining(seconds=min(6 * minutes, 90))
+    about = f"{WORLD.seed} {WORLD.drawing}"
+    codec_folder, codec = trained_codec(work / "codec", lambda: drawings(WORLD), about, CodecConfig(), training, _print_progress)
     return TrainConfig(
         model=tiny(vocabulary.size + sum(codec.levels), TOKENS),
         tokens=TOKENS,
-        data=DataConfig(tuple(SourceConfig("world", task, weight=weight) for task, weight in WEIGHTS.items()), world=world),
-        vocabulary=str(work / "tokenizer"),
-        codec=str(work / "codec"),
-        rows=6,
-        row_length=256,
-        targets_per_row=144,
-        soft_per_batch={"image": 90, "audio": 192, "video": 162},
+        data=DataConfig(
+            tuple(SourceConfig("world", task, weight=weight) for task, weight in WEIGHTS.items()),
+            world=world,
+            prompt_dropout=0.1,  # for classifier-free guidance
+        ),
+        vocabulary=str(tokenizer),
+        codec=str(codec_folder),
+        **ROWS,
         minutes=max(0.6 * minutes, minutes - min(0.1 * minutes, 1.5) - 1.0),
         optimizer=OptimizerConfig(learning_rate=3e-3, matrix_learning_rate=1e-2),
         schedule=ScheduleConfig(warmup=50, decay=0.5),
         ema=0.99,
         log_every=25,
-        checkpoint_every=0,
+        checkpoint_every=1000,
+        keep_checkpoints=1,
     )
 
 
-def _drawings(world: WorldConfig, batch: int = 16):
+def drawings(world: WorldConfig, batch: int = 16):
     """Batches of pictures uint8 [batch, 48, 48, 3] without held-out pairs."""
     for step in itertools.count():
         scenes = (sample_scene(stream(world.seed, "codec", step, i), world.drawing, False) for i in range(batch))

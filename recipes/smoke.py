@@ -10,15 +10,14 @@ from pollux.data.world import World, WorldConfig
 from pollux.model.family import tiny
 from pollux.recipes import trained_vocabulary
 from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
-from pollux.train.config import TrainConfig
+from pollux.train.config import LossConfig, TrainConfig
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"
 
 
 def recipe() -> TrainConfig:
     world = WorldConfig(speech_clips=32, align_share=0.5, cache=str(RUNS / "speech"))
-    folder = RUNS / "tokenizers" / "smoke"
-    vocabulary = trained_vocabulary(folder, lambda: World(world).text_sample(2000), 512)
+    folder, vocabulary = trained_vocabulary(RUNS / "tokenizers" / "smoke", lambda: World(world).text_sample(2000), 512)
     tokens = TokensConfig(
         ImageTokens(max_tokens=9, standardise=True),
         AudioTokens(max_tokens=128),
@@ -34,6 +33,7 @@ def recipe() -> TrainConfig:
         targets_per_row=256,
         soft_per_batch={"image": 27, "audio": 176, "video": 162},
         steps=60,
+        loss=LossConfig(beta=0.1),
         ema=0.9,
         log_every=5,
         checkpoint_every=20,

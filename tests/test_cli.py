@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import PIL.Image
@@ -15,12 +16,15 @@ import pollux
 from pollux.cli import VERBS, main
 from pollux.commands import quickstart
 from pollux.commands.chat import Terminal
+from pollux.commands.data import Task
 from pollux.commands.pictures import preview
 from pollux.commands.train import load_recipe, parse
 from pollux.content import Image, Text, read_jsonl
 from pollux.data.batches import Batches
 from pollux.data.mixture import SourceConfig
-from pollux.tokens.codec import Codec, CodecConfig
+from pollux.data.world import TASKS
+from pollux.recipes import trained_codec
+from pollux.tokens.codec import Codec, CodecConfig, CodecTraining
 from pollux.tokens.codec.model import init
 from pollux.tokens.vocabulary import Vocabulary
 
@@ -157,6 +161,21 @@ def test_a_tokenizer_is_kept_for_one_text_and_size(tmp_path, monkeypatch):
     assert len(vocabulary(folders[0])[1].encode_text(" gull")) == 1
 
 
+def test_a_codec_is_trained_once_for_equal_settings_and_never_overwritten(tmp_path):
+    def pictures():
+        trained.append(1)
+        while True:
+            yield np.zeros((2, 48, 48, 3), np.uint8)
+
+    def codec(steps=1, about="black"):
+        settings = CodecConfig(hidden=4), CodecTraining(steps=steps)
+        return trained_codec(tmp_path / "codec", pictures, about, *settings, lambda progress: None)[0]
+
+    trained: list[int] = []
+    assert codec() == codec() and len(trained) == 1
+    assert len({codec(), codec(steps=2), codec(about="grey")}) == len(trained) == len(list(tmp_path.iterdir())) == 3
+
+
 def test_tokens_counts_add_up(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("12345")
     PIL.Image.new("RGB", (32, 48)).save(tmp_path / "b.png")
@@ -189,6 +208,11 @@ def test_data_shows_truth_of_the_world_and_writes_documents_that_read_back(tmp_p
     documents = list(read_jsonl(tmp_path / "documents.jsonl"))
     assert len(documents) == 4
     assert documents[0].contents[0].parts[0].pixels().shape == (48, 48, 3)
+
+
+def test_every_task_of_the_world_can_be_shown(capsys):
+    assert get_args(Task) == TASKS
+    assert run(capsys, "data", "world", "--task", "conversation", "--count", 1)[0] == 0
 
 
 def test_data_lists_files_that_are_left_out(tmp_path, capsys):
@@ -233,7 +257,10 @@ def test_chat_saves_drawings_under_names_that_are_free(tmp_path, capsys):
         assert np.asarray(PIL.Image.open(tmp_path / name)).max() == 7
 
 
-@pytest.mark.parametrize(("line", "message"), [("/image nowhere.png", "no file 'nowhere.png'"), ("/dance", "no command /dance")])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("/image nowhere.png", "no file 'nowhere.png'"), ("/image ~nobody-here/x.png", "no file '~nobody"), ("/dance", "no command /dance")],
+)
 def test_chat_refuses_what_it_cannot_do(line, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         Terminal(Echo(), tmp_path).obey(line)

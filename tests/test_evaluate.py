@@ -176,6 +176,15 @@ def test_an_evaluation_is_a_page_of_its_own(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["speech_wer"] == 0
 
 
+def test_what_cannot_be_judged_is_refused_before_anything_is_asked():
+    world = OpenWorld()
+    mute = Oracle(world)
+    mute.codec = None
+    for options, message in (({"items": 0}, "items 0 must be at least 1"), ({}, "no image codec")):
+        with pytest.raises(ValueError, match=message):
+            evaluate(mute, world, log=pytest.fail, **options)
+
+
 def test_an_unknown_task_is_refused_by_name():
     with pytest.raises(ValueError, match="no evaluation task dance"):
         evaluate(Oracle(World()), World(), ("dance",))

@@ -267,6 +267,9 @@ def _part_from_json(data: Any, base_dir: str | os.PathLike) -> Part:
         return FunctionResponse(**value)
     _check_type(kind, value, str)
     if kind == "text":
+        half = next((i for i, letter in enumerate(value) if "\ud800" <= letter <= "\udfff"), None)
+        if half is not None:
+            raise ValueError(f"text has half a surrogate pair, {value[half]!r}, at character {half}: write the whole character")
         return Text(value)
     return _MEDIA[kind](value if media.is_url(value) else Path(base_dir, value))
 

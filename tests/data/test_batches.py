@@ -222,6 +222,15 @@ def test_a_document_too_large_for_a_batch_is_named_with_the_sizes(folder, vocabu
             next(batches)
 
 
+def test_a_document_of_the_world_that_is_too_large_does_not_end_a_run(vocabulary):
+    sources = SourceConfig("world", "story"), SourceConfig("world", "picture")
+    shape = dict(rows=2, row_length=1024, targets_per_row=1024, soft_per_batch={"image": 8}, prefetch=0)
+    data = Batches(DataConfig(sources), TokensConfig(), vocabulary, **shape)
+    next(iter(data))
+    assert "document 0 of the world's task picture" in data.left_out
+    assert all("'image': 9} but there is room for" in reason for reason in data.left_out.values())
+
+
 def test_a_run_of_nothing_but_bad_files_ends(tmp_path, vocabulary):
     (tmp_path / "x.png").write_bytes(b"no")
     (tmp_path / "x.txt").write_text("x")

@@ -213,3 +213,11 @@ def test_typescript_is_code_and_not_a_video(tmp_path):
 def test_a_wrong_folder_config_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FolderConfig(**wrong)
+
+
+def test_half_a_character_in_json_lines_is_named_and_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"parts": [{"text": "hello \\ud83d world"}]}\n{"parts": [{"text": "whole \\ud83d\\ude00"}]}\n')
+    source = FolderSource(tmp_path, FolderConfig(held_out=0))
+    assert [source.document(i).contents[0].parts[0].text for i in range(source.length)] == ["whole \U0001f600"]
+    ((name, reason),) = source.left_out.items()
+    assert name.endswith("a.jsonl, line 1") and "half a surrogate pair" in reason and "at character 6" in reason

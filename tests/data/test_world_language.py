@@ -133,9 +133,9 @@ def answer_about_clip(question, clip, positions):
     about = [t.colour for t in mentioned(question, clip.order)]
     if "first" in words or "last" in words:
         return (min if "first" in words else max)(begins, key=begins.get)
-    if "before" in words:
+    if {"before", "after"} & {*words}:
         leader = min(begins, key=begins.get)
-        return f"{leader} {shape_of[leader]} first, {'yes' if leader == about[0] else 'no'}"
+        return f"{leader} {shape_of[leader]} first, {'yes' if leader == about[0 if 'before' in words else 1] else 'no'}"
     if "colour" in words:
         return about[0]
     if "shape" in words:

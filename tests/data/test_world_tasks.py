@@ -95,7 +95,7 @@ def test_items_take_turns_of_kind_and_half_of_the_held_out_ones_are_phrased_anew
     kinds = [i.kind for i in items]
     assert {kinds.count(k) for k in set(kinds)} == {8} and len(set(kinds)) == 8
     assert sum(i.unseen_phrasing for i in items) == 32 and not any(i.unseen_phrasing for i in world.items("vqa", 8, "seen"))
-    assert {i.kind for i in world.items("clip", 16)} >= {"direction", "before", "sound"}
+    assert {i.kind for i in world.items("clip", 16)} >= {"direction", "before_after", "sound"}
 
 
 def test_a_prompt_of_an_item_looks_like_the_training_document(world):
@@ -152,6 +152,8 @@ def test_chance_is_what_a_blind_guess_reaches(world):
     assert 0.4 < vqa["size"] < 0.65 and 0.4 < vqa["left_of"] < 0.65 and 0.1 < vqa["colour"] < 0.3 and 0.05 < vqa["place"] < 0.25
     assert 0.2 < world.chance("clip", 1600)["direction"] < 0.36
     assert world.chance("draw", 400)["one"] < 0.05
+    assert world.chance("clip", 1600)["before_after"] > 0.45  # of an answer with facts first, the verdict alone
+    assert world.chance("conversation", 1600)["follow_up"] > 0.25
 
 
 def test_wrong_names_are_refused_with_what_would_be_right(world):

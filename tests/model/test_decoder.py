@@ -256,3 +256,27 @@ def test_cross_attention_starts_closed_and_reads_only_earlier_soft_tokens():
     after = run(opened, config, with_image(inputs, range(4, 6), features + 1))
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
     assert np.abs(before[:, 4:] - after[:, 4:]).max() > 1e-3
+
+
+def test_cross_attention_is_its_formula_over_the_soft_tokens_before():
+    layer = LayerConfig(ATTENTION["rope"], FEED_FORWARD, cross_attention=AttentionConfig(2, 1, 8))
+    config, weights = model(layer, groups=1, post_norm=False, soft_inputs=(SoftInputConfig("image", 12, in_norm=False),))
+    block = weights["groups"][0]
+    for part, name in (("attention", "o"), ("feed_forward", "down")):  # so that the stream is the embedding when it gets there
+        block[part][name] = np.zeros_like(block[part][name])
+    features = rng.normal(size=(1, 2, 12)).astype(np.float32)
+    inputs = with_image(text(rng.integers(0, 50, (1, 8))), range(3, 5), features)
+    w = jax.tree.map(lambda v: np.asarray(v, np.float64), weights)
+    c = {name: value for name, value in jax.tree.map(lambda v: v[0], w["groups"][0]["cross_attention"]).items()}
+    image = w["soft"]["image"]
+    soft = reference.rms_norm(features @ image["out"], image["out_norm"]["scale"], 1e-6)
+    x = w["embed"][inputs.ids] * 4
+    x[:, 3:5] = soft
+    h = reference.rms_norm(x, w["groups"][0]["cross_attention_pre_norm"]["scale"][0], 1e-6)
+    q = reference.rms_norm((h @ c["q"]).reshape(1, 8, 2, 8), c["q_norm"], 1e-6)
+    k = reference.rms_norm((soft @ c["k"]).reshape(1, 2, 1, 8), c["k_norm"], 1e-6)
+    v = (soft @ c["v"]).reshape(1, 2, 1, 8)
+    earlier = np.arange(8)[:, None] >= np.arange(3, 5)
+    attended = reference.attention(*map(torch.tensor, (q, k, v)), earlier[None], 8**-0.5).numpy().reshape(1, 8, 16)
+    expected = reference.rms_norm(x + np.tanh(c["gate"]) * (attended @ c["o"]), w["final_norm"]["scale"], 1e-6)
+    np.testing.assert_allclose(run(weights, config, inputs), expected, rtol=1e-3, atol=1e-4)

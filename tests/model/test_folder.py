@@ -81,6 +81,27 @@ def test_an_unknown_field_in_the_config_is_named(small, tmp_path):
         folder.load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("config.json", lambda data: b"{", "config.json is damaged"),
+        ("config.json", lambda data: b"[]", "no 'model' entry"),
+        (
+            "config.json",
+            lambda data: b'{"model": {"name": "x"}}',
+            "config.json: ModelConfig lacks vocab_size, d_model, num_groups",
+        ),
+        ("model.safetensors", lambda data: data[: len(data) // 2], "model.safetensors is damaged or incomplete"),
+        ("model.safetensors", lambda data: b"", "model.safetensors is damaged or incomplete"),
+    ],
+)
+def test_a_damaged_file_is_named(small, tmp_path, file, damage, message):
+    folder.save(tmp_path, small[1], small[0])
+    (tmp_path / file).write_bytes(damage((tmp_path / file).read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        folder.load_params(tmp_path, folder.load_config(tmp_path)[0])
+
+
 def test_count_is_the_size_of_the_initialised_parameters(small):
     assert params.count(small[0]) == sum(w.size for w in jax.tree.leaves(small[1])) == sum(params.count_by_part(small[0]).values())
 

@@ -105,7 +105,7 @@ def test_raw_frames_are_the_samples():
 
 
 def test_sound_over_the_budget_is_refused_with_its_length():
-    with pytest.raises(ValueError, match=r"2\.0 s makes 50 tokens, more than max_tokens 10"):
+    with pytest.raises(ValueError, match=r"2\.0 s of sound makes 50 tokens, more than max_tokens 10"):
         tokens(np.zeros(2 * RATE, np.float32), AudioTokens(max_tokens=10))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ class Terminal:
         elif command == "/new":
             self.conversation, self.attached = Chat(self.conversation.model), []
         elif command in KINDS:
-            self.attach(command, Path(rest.strip()).expanduser())
+            self.attach(command, rest.strip())
         elif command == "/draw":
             self.say(f"draw {rest.strip()}")
         elif command.startswith("/"):
@@ -70,8 +71,9 @@ class Terminal:
             self.say(line)
         return True
 
-    def attach(self, command: str, path: Path) -> None:
-        """Keep a file for the next message. Raises ValueError if there is none at the path."""
+    def attach(self, command: str, name: str) -> None:
+        """Keep a file for the next message. Raises ValueError if there is none of this name."""
+        path = Path(os.path.expanduser(name))  # which leaves a ~user that does not exist as it is
         if not path.is_file():
             raise ValueError(f"there is no file {str(path)!r}")
         self.attached.append(KINDS[command](path))

@@ -12,13 +12,14 @@ from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.source import Source, WorldSource, describe, sample
 from pollux.data.world import TASKS, World
 
+Task = Literal["picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story", "conversation"]
 MOST_CHARACTERS = 400  # of a text that are printed
 
 
 def data(
     source: tyro.conf.Positional[str],
     /,
-    task: tuple[Literal["picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story"], ...] = (),
+    task: tuple[Task, ...] = (),
     show: int = 1,
     count: int = 100,
     step: int | None = None,

@@ -28,7 +28,7 @@ def evaluate(
 
     Args:
         folder: Model folder.
-        tasks: Any of caption, vqa, speech, spoken_question, clip, clip_caption, draw, few_shot, arithmetic and story.
+        tasks: Any of caption, vqa, speech, spoken_question, clip, clip_caption, draw, few_shot, arithmetic, story and conversation.
         items: Items of each task.
         guidance: Strength of classifier-free guidance in drawings; 1 is none.
         out: Folder for report.json and report.html; FOLDER/evaluation if not given.

@@ -17,10 +17,10 @@ from pollux.evaluate import page
 from pollux.evaluate.world import ITEMS, TASKS, evaluate
 from pollux.generate.model import SAMPLING_FILE
 from pollux.generate.sampler import Sampling
-from pollux.train import loop
+from pollux.train import loop, metrics
 
 
-def quickstart(minutes: float = 10.0, out: Path = Path("runs/quickstart"), items: int = ITEMS) -> None:
+def quickstart(minutes: float = 10.0, out: Path = Path("runs/quickstart"), items: int = ITEMS, resume: bool = False) -> None:
     """Train a small model that captions, answers, transcribes, follows clips and draws; then judge it on held-out items.
 
     Example: pollux quickstart --minutes 10
@@ -29,17 +29,22 @@ def quickstart(minutes: float = 10.0, out: Path = Path("runs/quickstart"), items
         minutes: Time for everything, on the machine that it runs on.
         out: Folder of the run, its model and its report; an earlier run there is moved aside.
         items: Held-out items of each task.
+        resume: Continue the run in OUT, which was stopped; give the same minutes.
     """
     start = time.perf_counter()
+    if minutes <= 0 or items < 1:
+        raise ValueError(f"minutes must be positive and items at least 1, not {minutes:g} and {items}")
     use_compilation_cache()
-    _move_aside(out)
+    if not resume:
+        _move_aside(out)
+    before = max((line.get("seconds", 0.0) for line in metrics.read(out)), default=0.0) if resume else 0.0
     config = load_recipe("quickstart")(minutes=minutes, work=out / "work")
-    model = loop.run(config, out)
+    model = loop.run(config, out, resume)
     (out / "report.html").rename(out / "training.html")
     # The world has one right answer to every question, so the model takes the most probable token unless told otherwise.
     (model / SAMPLING_FILE).write_text(json.dumps(dataclasses.asdict(Sampling(temperature=0)), indent=1))
     evaluation = evaluate(pollux.load(model), World(config.data.world), TASKS, items, log=lambda line: print(line, flush=True))
-    report = {"minutes": (time.perf_counter() - start) / 60} | evaluation.report
+    report = {"minutes": (before + time.perf_counter() - start) / 60} | evaluation.report
     page.write(out, report, evaluation.bars, evaluation.examples)
     print(f"{out / 'report.html'} shows what it learned, {out / 'training.html'} how; talk to it: pollux chat {model}")
 

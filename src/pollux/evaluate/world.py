@@ -78,6 +78,9 @@ def evaluate(
     unknown = sorted(set(tasks) - set(EVALUATIONS))
     if unknown:
         raise ValueError(f"there is no evaluation task {', '.join(unknown)}; choose from {', '.join(EVALUATIONS)}")
+    if items < 1:
+        raise ValueError(f"items {items} must be at least 1")
+    _require_means(model, tasks)
     chances: dict[str, Any] = {}
     report: dict[str, Any] = {"parameters": count(model.config), "items": items}
     overall: list[Bar] = []
@@ -114,18 +117,25 @@ def evaluate(
 
 def run(model: Model, task: str, cases: Sequence[Item], guidance: float = 1.0) -> Outcome:
     """Greedy answers to items of one task, judged; an answer may be a little longer than the longest right one."""
-    if model.vocabulary is None:
-        raise ValueError("the model folder has no tokenizer.json, so the model cannot answer")
+    _require_means(model, (task,))
+    assert model.vocabulary is not None
     prompts = [case.contents for case in cases]
     if task != "draw":
         longest = max(len(model.vocabulary.encode_text(case.answer)) for case in cases)
         results = model.generate_many(prompts, temperature=0, max_output_tokens=longest + MARGIN)
         return Outcome(cases, results, [[normal(r.text) == normal(case.answer)] for case, r in zip(cases, results, strict=True)])
-    if model.codec is None:
-        raise ValueError("the model has no image codec, so it cannot draw; leave the task draw out")
+    assert model.codec is not None
     blank = model.codec.encode(np.zeros((1, *model.codec.size, 3), np.uint8))
     results = model.generate_many(prompts, temperature=0, guidance=guidance, max_output_tokens=blank.size + MARGIN)
     return Outcome(cases, results, [_objects_right(case, r) for case, r in zip(cases, results, strict=True)])
+
+
+def _require_means(model: Model, tasks: Sequence[str]) -> None:
+    """Raises ValueError if the model lacks what one of the tasks needs."""
+    if model.vocabulary is None:
+        raise ValueError("the model folder has no tokenizer.json, so the model cannot answer")
+    if "draw" in tasks and model.codec is None:
+        raise ValueError("the model has no image codec, so it cannot draw; leave the task draw out")
 
 
 def shuffle_pixels(item: Item) -> Item:

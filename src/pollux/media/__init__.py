@@ -2,10 +2,11 @@
 
 from pollux.media.image import decode_image, encode_image
 from pollux.media.sound import decode_audio, encode_audio
-from pollux.media.source import DEFAULT_LIMITS, Kind, Limits, MediaError, is_url, media_kind, suffix_of
+from pollux.media.source import DEFAULT_LIMITS, Kind, Limits, MediaError, called, is_url, media_kind, suffix_of
 from pollux.media.video import VideoArray, decode_video, decode_video_sound, encode_video
 
 __all__ = [
+    "called",
     "DEFAULT_LIMITS",
     "Kind",
     "Limits",

@@ -84,6 +84,13 @@ def suffix_of(data: bytes) -> str:
     return next((suffix for offset, signature, suffix in _SIGNATURES if data.startswith(signature, offset)), "")
 
 
+def called(kind: Kind, source: object) -> str:
+    """What to call a medium in a message."""
+    if isinstance(source, str | os.PathLike):
+        return f"{kind} {os.fspath(source)}"
+    return f"{kind} of {len(source)} bytes in memory" if isinstance(source, bytes) else f"{kind} given as {type(source).__name__}"
+
+
 @contextlib.contextmanager
 def naming(kind: Kind, source: object) -> Iterator[str]:
     """Yield what to call the source in a message; any failure in the block becomes a MediaError that begins with it.
@@ -91,12 +98,7 @@ def naming(kind: Kind, source: object) -> Iterator[str]:
     Decoders raise almost anything on damaged data (struct.error, SyntaxError, IndexError, ...), so all exceptions are
     translated; the original one stays as the cause.
     """
-    if isinstance(source, str | os.PathLike):
-        name = f"{kind} {os.fspath(source)}"
-    elif isinstance(source, bytes):
-        name = f"{kind} of {len(source)} bytes in memory"
-    else:
-        name = f"{kind} given as {type(source).__name__}"
+    name = called(kind, source)
     try:
         yield name
     except MediaError:

@@ -199,8 +199,11 @@ class ModelConfig:
 
 
 def _build(cls, data: dict[str, Any]):
-    unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
+    fields, no = dataclasses.fields(cls), dataclasses.MISSING
+    unknown = set(data) - {f.name for f in fields}
     _require(not unknown, f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    missing = [f.name for f in fields if f.default is no and f.default_factory is no and f.name not in data]
+    _require(not missing, f"{cls.__name__} lacks {', '.join(missing)}")
     return cls(**data)
 
 

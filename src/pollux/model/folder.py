@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pollux.model.config import ModelConfig
@@ -71,8 +71,11 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, TokensConfig]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
-    data = json.loads(path.read_text())
-    if "model" not in data:
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(data, dict) or "model" not in data:
         raise ValueError(f"{path} has no 'model' entry: it was not written by pollux")
     try:
         return ModelConfig.from_json(data["model"]), TokensConfig.from_json(data.get("tokens", {}))
@@ -89,7 +92,10 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
     for file in files:
         if not (folder / file).is_file():
             raise ValueError(f"{folder} has no {file}: the copy is incomplete")
-        handle = safe_open(folder / file, framework="flax")
+        try:
+            handle = safe_open(folder / file, framework="flax")
+        except SafetensorError as error:
+            raise ValueError(f"{folder / file} is damaged or incomplete: {error}") from error
         where |= {name: handle for name in handle.keys()}  # noqa: SIM118 (not a dict)
 
     def read(path, spec: Spec) -> jax.Array:

@@ -74,7 +74,7 @@ def tokens(samples: np.ndarray, config: AudioTokens) -> np.ndarray:
     if count > config.max_tokens:
         seconds = len(samples) / config.rate
         raise MediaError(
-            f"audio of {seconds:.1f} s makes {count} tokens, more than max_tokens {config.max_tokens}:"
+            f"{seconds:.1f} s of sound makes {count} tokens, more than max_tokens {config.max_tokens}:"
             f" cut it into pieces of at most {seconds * config.max_tokens / count:.1f} s"
         )
     if config.kind == "log_mel":

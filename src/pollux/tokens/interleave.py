@@ -15,13 +15,15 @@ from typing import Protocol
 import numpy as np
 
 from pollux.content import Audio, Content, Document, FunctionCall, FunctionResponse, Image, Part, Text, Video
-from pollux.media import DEFAULT_LIMITS, Limits
+from pollux.media import DEFAULT_LIMITS, Kind, Limits, MediaError, called
 from pollux.tokens import audio, image, video
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.sequence import Modality, Sequence, Soft
 from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
 
 ALIGN_BRANCH = -1
+
+_KINDS: dict[type, Kind] = {Image: "image", Audio: "audio", Video: "video"}
 
 
 class PictureCodec(Protocol):
@@ -207,6 +209,14 @@ class _Writer:
         self.write([*digits, SPECIAL_IDS["</draw>"]], target=1, modality=Modality.DRAW)
 
     def media(self, part: Image | Audio | Video) -> None:
+        """Raises MediaError that names the file."""
+        try:
+            self.soft_tokens(part)
+        except MediaError as error:
+            name = called(_KINDS[type(part)], part.source)
+            raise MediaError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+
+    def soft_tokens(self, part: Image | Audio | Video) -> None:
         config = self.config
         if isinstance(part, Image):
             features, coord = image.patches(part.pixels(self.limits), config.image)

@@ -73,8 +73,12 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: str | Path, code_levels: Iterable[int] = ()) -> Vocabulary:
-        """Read `tokenizer.json` from a model folder. Raises FileNotFoundError naming the file."""
+        """Read `tokenizer.json` from a model folder. Raises FileNotFoundError or ValueError naming the file."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: a folder with a vocabulary holds a {FILE}")
-        return cls(Tokenizer.from_file(str(path)), code_levels)
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more precise
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return cls(tokenizer, code_levels)

@@ -29,11 +29,11 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "direction": ("which way did {a} move", "{a} moved which way", "where did {a} move", "{a} moved where"),
     "first": ("which one moved first", "what moved first", "the first to move was what", "the first to move was which one"),
     "last": ("which one moved last", "what moved last", "the last to move was what", "the last to move was which one"),
-    "before": (
-        "did {a} move before {b}",
-        "was it {a} that moved before {b}",
-        "{a} moved before {b} yes or no",
-        "did {a} move before {b} yes or no",
+    "before_after": (
+        "did {a} move {when} {b}",
+        "was it {a} that moved {when} {b}",
+        "{a} moved {when} {b} yes or no",
+        "did {a} move {when} {b} yes or no",
     ),
     "colour": grammar.QUESTIONS["colour"],
     "shape": grammar.QUESTIONS["shape"],
@@ -45,7 +45,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "the sound was with which one",
     ),
 }
-_ALWAYS = ("direction", "first", "last", "before", "colour", "shape")
+_ALWAYS = ("direction", "first", "last", "before_after", "colour", "shape")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def clip_questions(rng: np.random.Generator, clip: Clip, count: int) -> list[Exc
     """`count` different training questions: every allowed kind once, in any order, then more of directions, order, colours and shapes."""
     asked: dict[str, Exchange] = {}
     allowed = clip_kinds(clip)
-    kinds = [*(allowed[i] for i in rng.permutation(len(allowed))), "direction", "before", "direction", "colour", "shape"]
+    kinds = [*(allowed[i] for i in rng.permutation(len(allowed))), "direction", "before_after", "direction", "colour", "shape"]
     for kind in kinds:
         exchange = ask_clip(rng, clip, kind)
         asked.setdefault(exchange.prompt, exchange)
@@ -165,11 +165,13 @@ def ask_clip(rng: np.random.Generator, clip: Clip, kind: str, unseen: bool = Fal
     assert end is not None
     path = f"{thing.place} to {CELLS[end]}"
     order = f"{leader.colour} {leader.shape} first"
+    when = ("before", "after")[rng.integers(2)]
+    named = {"a": refer(rng, thing), "b": refer(rng, other), "when": when}
     names, facts, verdict = {
         "direction": (lambda: ({"a": refer(rng, thing)}, path, clip.directions[number])),
         "first": (lambda: ({}, "", leader.colour)),
         "last": (lambda: ({}, "", clip.order[1].colour)),
-        "before": (lambda: ({"a": refer(rng, thing), "b": refer(rng, other)}, order, "yes" if number == 0 else "no")),
+        "before_after": (lambda: (named, order, "yes" if (number == 0) == (when == "before") else "no")),
         "colour": (lambda: ({"a": f"the {thing.shape}"}, "", thing.colour)),
         "shape": (lambda: ({"a": f"the {thing.colour} one"}, "", thing.shape)),
         "sound": (lambda: ({}, "", clip.sound)),

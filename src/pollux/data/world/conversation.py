@@ -26,11 +26,11 @@ TURNS = (2, 4)
 LEAST_ROOM = LENGTHS["clip"] + LENGTHS["question"]  # for two turns of any kinds
 # Kinds of question of which one may give away another's answer
 TOPICS = (
-    {"colour", "shape", "exists", "before"},
+    {"colour", "shape", "exists", "before_after"},
     {"size", "count"},
     {"place", "left_of", "above"},
     {"direction"},
-    {"first", "last", "before"},
+    {"first", "last", "before_after"},
 )
 
 Medium = Scene | Clip | Utterance

@@ -8,6 +8,7 @@ every second item is asked in a phrasing never trained on.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -290,7 +291,7 @@ class World:
             kinds = [kind for kind in conversation.LENGTHS if kind != "draw"]
             settings = self.config.picture, self.config.drawing, _hear, self.config.conversation_room
             talk = conversation.sample_conversation(rng, *settings, kinds[turn % len(kinds)], held_out, unseen)
-            return Exchange(talk.last.kind, talk.last.exchange.prompt, talk.last.exchange.answer), talk
+            return dataclasses.replace(talk.last.exchange, kind=talk.last.kind), talk
         if task == "arithmetic":
             return stories.arithmetic(rng), None
         if task == "story":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pollux.tokens.codec import fsq, model
@@ -94,8 +95,11 @@ class Codec:
         for name in ("codec.json", "codec.safetensors"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} holds no image codec: {name} is missing")
-        config = CodecConfig.from_json(json.loads((folder / "codec.json").read_text()))
-        tensors = load_file(folder / "codec.safetensors")
+        try:
+            config = CodecConfig.from_json(json.loads((folder / "codec.json").read_text()))
+            tensors = load_file(folder / "codec.safetensors")
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds a damaged image codec: {error}") from error
         params: model.Params = {}
         for network, sizes in model.widths(config).items():
             for i, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
