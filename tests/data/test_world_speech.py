@@ -100,6 +100,25 @@ def test_each_use_of_a_clip_differs_and_keeps_noise_15_to_30_decibels_down():
         assert 0.45 < gain < 1.3 and 14 < ratio < 31
 
 
+def test_a_disguise_moves_pitch_and_length_together_by_at_most_15_percent():
+    rng, tone = np.random.default_rng(0), np.sin(2 * np.pi * 1000 / 16_000 * np.arange(16_000)).astype(np.float32)
+    speeds = []
+    for _ in range(40):
+        played = speech.disguise(rng, tone)
+        pitch = np.abs(np.fft.rfft(played)).argmax() * 16_000 / len(played)
+        speeds.append(16_000 / len(played))
+        assert pitch == pytest.approx(1000 * speeds[-1], abs=2)
+        assert played.dtype == np.float32 and np.abs(played).max() == pytest.approx(0.7, rel=1e-3)
+    assert 0.86 < min(speeds) < 0.93 and 1.07 < max(speeds) < 1.16
+
+
+def test_a_disguise_changes_the_balance_of_bass_and_treble():
+    rng, noise = np.random.default_rng(0), np.random.default_rng(1).normal(size=16_000).astype(np.float32)
+    power = [np.abs(np.fft.rfft(speech.disguise(rng, noise))) ** 2 for _ in range(40)]
+    balance = [np.log(p[len(p) // 2 :].mean() / p[: len(p) // 2].mean()) for p in power]
+    assert max(balance) - min(balance) > 1
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same_pool_as_one(tmp_path):
     rng = np.random.default_rng(0)

@@ -26,13 +26,26 @@ SOUNDS = ("high tone", "low noise")
 
 CAPTION_PROMPTS = ("what happens", "tell what happens", "what happens here", "tell what happens here")
 QUESTIONS: dict[str, tuple[str, ...]] = {
-    "direction": ("which way did {a} move", "{a} moved which way", "where did {a} move", "{a} moved where"),
-    "first": ("which one moved first", "what moved first", "the first to move was what", "the first to move was which one"),
-    "last": ("which one moved last", "what moved last", "the last to move was what", "the last to move was which one"),
+    "direction": ("which way did {a} move", "{a} moved which way", "where did {a} move", "say where {a} moved", "{a} moved where"),
+    "first": (
+        "which one moved first",
+        "what moved first",
+        "the first to move was what",
+        "say what moved first",
+        "the first to move was which one",
+    ),
+    "last": (
+        "which one moved last",
+        "the last to move was what",
+        "the last to move was which one",
+        "say which one moved last",
+        "what moved last",
+    ),
     "before_after": (
         "did {a} move {when} {b}",
         "was it {a} that moved {when} {b}",
         "{a} moved {when} {b} yes or no",
+        "say if {a} moved {when} {b}",
         "did {a} move {when} {b} yes or no",
     ),
     "colour": grammar.QUESTIONS["colour"],

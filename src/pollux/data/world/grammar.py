@@ -28,13 +28,13 @@ STYLES: dict[str, Callable[[Thing], str]] = {
 CAPTION_PROMPTS = ("caption{style}", "describe{style}", "caption this{style}", "describe this{style}")
 LIST_PROMPTS = ("list{style}", "name{style}", "list all{style}")
 DRAW_PROMPTS = ("draw {objects}", "paint {objects}", "draw a picture of {objects}", "paint a picture of {objects}")
-QUESTIONS: dict[str, tuple[str, ...]] = {
-    "colour": ("what colour is {a}", "which colour is {a}", "{a} is what colour", "{a} is which colour"),
-    "shape": ("what shape is {a}", "which shape is {a}", "{a} is what shape", "{a} is which shape"),
-    "size": ("what size is {a}", "which size is {a}", "{a} is what size", "{a} is which size"),
-    "place": ("where is {a}", "what place is {a} in", "{a} is where", "which place is {a} in"),
-    "count": ("how many {a}", "count the {a}", "how many {a} are there", "count how many {a}"),
-    "exists": ("is there {a}", "do you see {a}", "is {a} here", "is there {a} here"),
+QUESTIONS: dict[str, tuple[str, ...]] = {  # how each kind's last one is built, other kinds show in training
+    "colour": ("what colour is {a}", "{a} is what colour", "{a} is which colour", "say which colour {a} is", "which colour is {a}"),
+    "shape": ("what shape is {a}", "which shape is {a}", "{a} is what shape", "say what shape {a} is", "{a} is which shape"),
+    "size": ("what size is {a}", "which size is {a}", "{a} is which size", "say which size {a} is", "{a} is what size"),
+    "place": ("where is {a}", "what place is {a} in", "{a} is where", "say where {a} is", "which place is {a} in"),
+    "count": ("how many {a}", "count the {a}", "how many {a} are there", "say how many {a} there are", "count how many {a}"),
+    "exists": ("is there {a}", "do you see {a}", "is {a} here", "say if there is {a}", "is there {a} here"),
     "left_of": ("is {a} left of {b}", "is {a} to the left of {b}", "{a} is left of {b} yes or no", "{a} is to the left of {b} yes or no"),
     "above": ("is {a} above {b}", "is {a} higher than {b}", "{a} is above {b} yes or no", "{a} is higher than {b} yes or no"),
 }

@@ -47,8 +47,10 @@ PLURALS = {"cross": "crosses"} | {s: s + "s" for s in SHAPES if s != "cross"}
 
 
 def voices(held_out: bool) -> tuple[str, ...]:
-    """Names of the voices for training or for evaluation. No timbre occurs in both."""
-    return tuple(f"{_ACCENTS[i % len(_ACCENTS)]}+{v}" for i, v in enumerate(_VARIANTS) if (v in _HELD_OUT_VARIANTS) == held_out)
+    """Names of the voices: those for training in every accent, those for evaluation in one each. No timbre occurs in both."""
+    if not held_out:
+        return tuple(f"{accent}+{v}" for v in _VARIANTS if v not in _HELD_OUT_VARIANTS for accent in _ACCENTS)
+    return tuple(f"{_ACCENTS[i % len(_ACCENTS)]}+{v}" for i, v in enumerate(_VARIANTS) if v in _HELD_OUT_VARIANTS)
 
 
 @functools.cache
@@ -184,6 +186,18 @@ def _save(path: Path, array: np.ndarray) -> None:
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npy")
     np.save(partial, array)
     partial.replace(path)
+
+
+def disguise(rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:
+    """A clip as another speaker might say it into another microphone, for training: played up to 15 % faster or slower, so that pitch and
+    formants shift with it (Ko et al. 2015), and with the treble up or down."""
+    speed, tilt = math.exp(rng.uniform(-0.14, 0.14)), rng.uniform(-0.4, 0.6)
+    place = np.arange(int((len(clip) - 1) / speed)) * speed
+    index = place.astype(np.int32)
+    share = (place - index).astype(np.float32)
+    played = clip[index] * (1 - share) + clip[index + 1] * share
+    played[1:] -= tilt * played[:-1]
+    return played * (0.7 / max(float(np.abs(played).max()), 1e-6))
 
 
 def vary(rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:

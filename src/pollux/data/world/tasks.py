@@ -161,7 +161,7 @@ class World:
         pool = self._phrase_pool
         number = int(rng.integers(len(pool)))
         said = pool.utterances[number].text
-        audio = Audio(speech.vary(rng, pool.clip(number)), speech.RATE)
+        audio = _use(rng, pool, number)
         prompt = grammar.phrase(rng, TRANSCRIBE_PROMPTS, False)
         return Document((_user(audio, Text(prompt)), _model(said)), align=self._align(rng, said))
 
@@ -172,7 +172,7 @@ class World:
         for _ in range(self.config.spoken_questions):
             exchange = grammar.ask_aloud(rng, scene)
             takes = by_text[exchange.prompt]
-            audio = Audio(speech.vary(rng, pool.clip(takes[rng.integers(len(takes))])), speech.RATE)
+            audio = _use(rng, pool, takes[rng.integers(len(takes))])
             branches.append((_user(audio), _model(exchange.answer)))
         return Document((_user(Image(render(scene))),), tuple(branches))
 
@@ -205,7 +205,7 @@ class World:
 
         config = self.config
         talk = conversation.sample_conversation(rng, config.picture, config.drawing, hear, config.conversation_room)
-        return Document(conversation.contents(talk, lambda u: Audio(speech.vary(rng, pool.clip(clip_of[u])), speech.RATE)))
+        return Document(conversation.contents(talk, lambda utterance: _use(rng, pool, clip_of[utterance])))
 
     @functools.cached_property
     def _phrase_pool(self) -> speech.SpeechPool:
@@ -305,6 +305,11 @@ class World:
             assert isinstance(truth, Scene)
             said += grammar.listings(stream(self.config.seed, "list texts", index), truth, 1)
         return tuple(t for e in said for t in (e.prompt, e.answer) if t)
+
+
+def _use(rng: np.random.Generator, pool: speech.SpeechPool, number: int) -> Audio:
+    """One use of a clip in training."""
+    return Audio(speech.vary(rng, speech.disguise(rng, pool.clip(number))), speech.RATE)
 
 
 def _hear(rng: np.random.Generator, held_out: bool, unseen: bool) -> tuple[Exchange, speech.Utterance]:
