@@ -39,9 +39,9 @@ WORLD = WorldConfig(
 ROWS: dict[str, Any] = dict(rows=6, row_length=256, targets_per_row=144, soft_per_batch={"image": 90, "audio": 192, "video": 162})
 WEIGHTS = {  # of documents; a clip has twice the tokens of a picture, a spoken phrase half as many
     "picture": 1.0,
-    "draw": 0.6,
+    "draw": 0.65,
     "clip": 0.4,
-    "speech": 0.8,
+    "speech": 0.75,
     "conversation": 0.08,
     "spoken_question": 0.05,
     "arithmetic": 0.04,
