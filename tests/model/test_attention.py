@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-import torch
+from reference import torch
 
 from pollux.model.attention import Positions, gaussian_prior, log_n_scale, rope_angles, rotate, visible
 from pollux.model.dot_attention import additive_mask, attend

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-import torch
+from reference import torch
 
 from pollux.model import cache as caches
 from pollux.model import decoder, family, params

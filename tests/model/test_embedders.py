@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from reference import rms_norm as rms_norm_64
+from reference import torch
 
 from pollux.model.config import AttentionConfig, FeedForwardConfig, LayerConfig, ModelConfig, SoftInputConfig
 from pollux.model.embedders import FAINT, PLACE, embed_soft, form

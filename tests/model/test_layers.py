@@ -2,8 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from reference import gelu
+from reference import gelu, torch
 from reference import rms_norm as rms_norm_64
 
 from pollux.model.config import ExpertsConfig, FeedForwardConfig
