@@ -44,11 +44,11 @@ class Log:
         self._board_options: dict[str, Any] = {"logdir": str(out / "tensorboard"), "purge_step": step + 1 if step else None}
 
     def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
         if self._board is None:
-            from tensorboardX import SummaryWriter  # not before the first step: it can take a second
+            from tensorboardX import SummaryWriter  # not before the first line: it can take a second
 
             self._board = SummaryWriter(**self._board_options)
-        self._file.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if name != "step":
                 self._board.add_scalar(name, value, line["step"])
