@@ -42,7 +42,7 @@ WEIGHTS = {  # of documents; a clip has twice the tokens of a picture, a spoken 
     "draw": 0.65,
     "clip": 0.4,
     "speech": 0.75,
-    "conversation": 0.08,
+    "conversation": 0.12,
     "spoken_question": 0.05,
     "arithmetic": 0.04,
     "story": 0.08,
