@@ -13,9 +13,7 @@ def visible(query: int, key: int, row: dict, window: int) -> bool:
     bq, bk = row["branch"][query], row["branch"][key]
     if bq != bk and not (bk == 0 and bq > 0):
         return False
-    if row["group"][query] > 0 and row["group"][query] == row["group"][key]:
-        return True
-    if key > query:
+    if key > query and not (row["group"][query] > 0 and row["group"][query] == row["group"][key]):
         return False
     return window == 0 or row["position"][query] - row["position"][key] < window
 

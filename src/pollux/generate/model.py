@@ -20,7 +20,7 @@ from pollux.generate.engine import Engine
 from pollux.generate.prompts import padded_inputs, plain
 from pollux.generate.sampler import Sampling
 from pollux.media import Limits
-from pollux.model import decoder, folder
+from pollux.model import decoder, folder, huggingface
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params, count
 from pollux.tokens import sequence as tokens
@@ -175,7 +175,8 @@ def load(path: str | Path, dtype: Any = None) -> Model:
     model = Model(folder.load_params(path, config, dtype), config, tokens_config, vocabulary, codec)
     if (path / SAMPLING_FILE).is_file():
         try:
-            model.sampling = model._sampling(json.loads((path / SAMPLING_FILE).read_text()))
+            settings = json.loads((path / SAMPLING_FILE).read_text())
+            model.sampling = model._sampling(huggingface.sampling(settings) if huggingface.is_folder(path) else settings)
         except ValueError as error:
             raise ValueError(f"{path / SAMPLING_FILE}: {error}") from error
     return model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,14 @@ class Positions:
     group: jax.Array
 
 
-def visible(query: Positions, key: Positions, window: int = 0) -> jax.Array:
-    """bool [B, T, S]: same document, a branch sees the prefix and itself, the past (of the window) or the same two-way group."""
+def visible(query: Positions, key: Positions, window: int = 0, two_way: bool = True) -> jax.Array:
+    """bool [B, T, S]: same document, a branch sees the prefix and itself, the past or the same two-way group, both not beyond the window."""
     q, k = (jax.tree.map(lambda x: x[:, :, None], query), jax.tree.map(lambda x: x[:, None, :], key))
     past = k.index <= q.index
+    if two_way:
+        past |= (q.group == k.group) & (q.group > 0)
     if window:
         past &= q.position - k.position < window
-    past |= (q.group == k.group) & (q.group > 0)
     branch = (q.branch == k.branch) | ((k.branch == 0) & (q.branch > 0))
     return past & branch & (q.segment == k.segment) & (q.segment > 0)
 
@@ -64,7 +66,7 @@ def log_n_scale(position: jax.Array, native: int) -> jax.Array:
 
 
 def project(params: Params, a: AttentionConfig, x_BTD: jax.Array, position_BT: jax.Array, eps: float):
-    """Queries [B, T, N, H], keys and values [B, T, K, H], normalised, rotated and scaled."""
+    """Queries [B, T, N, H], keys and values [B, T, K, H], normalised, rotated and scaled; None for keys and values that are shared."""
     shape = x_BTD.shape[:-1]
 
     def linear(name: str, heads: int) -> jax.Array:
@@ -73,18 +75,20 @@ def project(params: Params, a: AttentionConfig, x_BTD: jax.Array, position_BT: j
             y += params[f"{name}_bias"].astype(y.dtype)
         return y.reshape(*shape, heads, a.head_dim)
 
-    q, k = linear("q", a.num_heads), linear("k", a.num_kv_heads)
-    v = k if a.values_reuse_keys else linear("v", a.num_kv_heads)
-    if a.qk_norm:
-        q, k = rms_norm(q, params["q_norm"], eps), rms_norm(k, params["k_norm"], eps)
-    if a.value_norm:
-        v = rms_norm(v, None, eps)
-    if a.position == "rope":
-        angles = rope_angles(position_BT, a.head_dim, a.rope_base, a.rope_fraction)
-        q, k = rotate(q, angles), rotate(k, angles)
+    angles = rope_angles(position_BT, a.head_dim, a.rope_base, a.rope_fraction) if a.position == "rope" else None
+
+    def place(x: jax.Array, scale: str) -> jax.Array:
+        x = rms_norm(x, params[scale], eps) if a.qk_norm else x
+        return x if angles is None else rotate(x, angles)
+
+    q = place(linear("q", a.num_heads), "q_norm")
     if a.log_n_native:
         q *= log_n_scale(position_BT, a.log_n_native)[..., None, None].astype(q.dtype)
-    return q, k, v
+    if a.shares_kv:
+        return q, None, None
+    k = linear("k", a.num_kv_heads)
+    v = k if a.values_reuse_keys else linear("v", a.num_kv_heads)
+    return q, place(k, "k_norm"), rms_norm(v, None, eps) if a.value_norm else v
 
 
 def gaussian_prior(log_sigma_N: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:
@@ -98,17 +102,38 @@ def output(params: Params, a: AttentionConfig, x_BTNH: jax.Array) -> jax.Array:
     return y + params["o_bias"].astype(y.dtype) if a.bias else y
 
 
-def self_attention(params: Params, a: AttentionConfig, x_BTD, positions: Positions, mask_BTS, eps: float, cache=None):
-    """One self-attention sub-block. With a cache (model/cache.py) the keys are those of the cache and `mask_BTS` is not used.
+@dataclass(frozen=True)
+class KeysValues:
+    """What the queries of a layer see: keys and values [B, S, K, H], the mask [B, T, S] and the positions [B, S] of the keys."""
 
-    Returns the output [B, T, D] and the updated cache.
+    k: jax.Array
+    v: jax.Array
+    mask: jax.Array
+    position: jax.Array
+
+
+def self_attention(
+    params: Params,
+    a: AttentionConfig,
+    x_BTD: jax.Array,
+    positions: Positions,
+    mask_BTS: jax.Array | None,
+    eps: float,
+    cache: Any = None,
+    shared: KeysValues | None = None,
+) -> tuple[jax.Array, Any, KeysValues]:
+    """One self-attention sub-block. With a cache (model/cache.py) the keys are those of the cache and `mask_BTS` is not used; with
+    `shared`, they are those of another layer and there is no cache.
+
+    Returns the output [B, T, D], the updated cache, and what the queries saw.
     """
     q, k, v = project(params, a, x_BTD, positions.position, eps)
-    key_position = positions.position
-    if cache is not None:
+    if shared is None and cache is not None:
         cache, k, v, keys = cache.extend(k, v, positions)
-        mask_BTS = additive_mask(visible(positions, keys, a.window))
-        key_position = keys.position
-    bias = gaussian_prior(params["log_sigma"], positions.position, key_position) if a.gaussian_prior else None
-    scale = a.scale or a.head_dim**-0.5
-    return output(params, a, attend(q, k, v, mask_BTS, scale, a.soft_cap, bias)), cache
+        shared = KeysValues(k, v, additive_mask(visible(positions, keys, a.window, a.two_way)), keys.position)
+    elif shared is None:
+        assert mask_BTS is not None
+        shared = KeysValues(k, v, mask_BTS, positions.position)
+    bias = gaussian_prior(params["log_sigma"], positions.position, shared.position) if a.gaussian_prior else None
+    out = attend(q, shared.k, shared.v, shared.mask, a.scale or a.head_dim**-0.5, a.soft_cap, bias)
+    return output(params, a, out), cache, shared

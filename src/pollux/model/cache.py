@@ -69,7 +69,7 @@ class Cache:
     """The caches of all layers, stacked as the parameters are, and the soft tokens that cross-attention reads (if any)."""
 
     groups: tuple[LayerCache, ...]
-    tail: tuple[LayerCache, ...]
+    tail: tuple[LayerCache | None, ...]  # None: a layer that reads another's
     soft: jax.Array  # [B, C, D]
     soft_index: jax.Array  # int32 [B, C]; -1 = unused
 
@@ -77,13 +77,15 @@ class Cache:
 def empty(config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0) -> Cache:
     """An empty cache for `rows` documents of at most `slots` tokens; `soft_slots` matters to models with cross-attention only."""
 
-    def layer(layer: LayerConfig, *stack: int) -> LayerCache:
+    def layer(layer: LayerConfig, *stack: int) -> LayerCache | None:
         a = layer.attention
+        if a.shares_kv:
+            return None
         shape = (*stack, rows, min(a.window, slots) if a.window else slots, a.num_kv_heads, a.head_dim)
         return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), a.window and shape[-3])
 
     return Cache(
-        tuple(layer(x, config.num_groups) for x in (config.pattern if config.num_groups else ())),
+        tuple(layer(x, config.num_groups) for x in (config.pattern if config.num_groups else ())),  # type: ignore[misc]
         tuple(layer(x) for x in config.tail),
         jnp.zeros((rows, soft_slots, config.d_model), dtype),
         jnp.full((rows, soft_slots), -1, jnp.int32),

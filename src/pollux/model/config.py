@@ -42,6 +42,8 @@ class AttentionConfig:
     soft_cap: float = 0.0  # > 0: scores are cap * tanh(scores / cap)
     gaussian_prior: bool = False  # adds -(i-j)^2 / (2 sigma_h^2), sigma learned per head
     bias: bool = False
+    two_way: bool = True  # positions of one two-way group (an image) see each other both ways, within the window
+    shares_kv: bool = False  # keys and values are those of the layer before it, in the tail, that has some and the same window
 
     def __post_init__(self):
         _require(
@@ -54,6 +56,10 @@ class AttentionConfig:
         _require(
             int(self.head_dim * self.rope_fraction) % 2 == 0, f"head_dim {self.head_dim} x rope_fraction {self.rope_fraction} must be even"
         )
+
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        return self.num_kv_heads, self.head_dim
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class ExpertsConfig:
     top_k: int
     hidden: int
     activation: Activation = "gelu"
+    separate: bool = False  # as in Gemma 4: dense and routed branch have norms of their own, the router a norm and a scale per expert
 
     def __post_init__(self):
         _require_activation(self.activation)
@@ -163,6 +170,8 @@ class ModelConfig:
     embed_scale: bool = True  # embedding * sqrt(d_model)
     tied: bool = True
     logit_soft_cap: float = 0.0
+    per_layer_width: int = 0  # P > 0: each layer reads an embedding of the token of its own, P wide
+    per_layer_vocab: int = 0  # ids that have one; soft tokens take that of id 0
     max_positions: int = 32_768  # size the model is meant for; sinusoids and RoPE need no table
 
     def __post_init__(self):
@@ -170,6 +179,12 @@ class ModelConfig:
         _require(self.num_groups == 0 or len(self.pattern) > 0, "pattern is empty but num_groups is not 0")
         _require(self.norm in ("rms", "layer"), f"norm {self.norm!r} must be 'rms' or 'layer'")
         _require(self.pre_norm or self.post_norm, "pre_norm and post_norm cannot both be off")
+        _require((self.per_layer_width > 0) == (self.per_layer_vocab > 0), "per_layer_width and per_layer_vocab go together")
+        _require(not any(x.attention.shares_kv for x in self.pattern), "shares_kv: only layers of the tail can share keys and values")
+        for i, layer in enumerate(self.tail):
+            owners = [x.attention for x in self.tail[:i] if not x.attention.shares_kv and x.attention.window == layer.attention.window]
+            fits = not layer.attention.shares_kv or (owners and owners[-1].kv_shape == layer.attention.kv_shape)
+            _require(bool(fits), f"tail layer {i} shares keys and values, but none before it has such of its window and shape")
         names = [s.name for s in self.soft_inputs]
         _require(len(set(names)) == len(names), f"soft_inputs names must differ, got {names}")
         for s in self.soft_inputs:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from pollux.model.attention import Positions, output, project, self_attention, visible
+from pollux.model.attention import KeysValues, Positions, output, project, self_attention, visible
 from pollux.model.cache import Cache, LayerCache
 from pollux.model.config import AttentionConfig, LayerConfig, ModelConfig
 from pollux.model.dot_attention import additive_mask, attend
 from pollux.model.embedders import embed_soft
-from pollux.model.experts import experts
-from pollux.model.layers import feed_forward, norm, sinusoids
+from pollux.model.experts import experts, separate_experts
+from pollux.model.layers import activation, feed_forward, norm, sinusoids
+from pollux.model.matmul import matmul
 from pollux.model.params import Params
 from pollux.tokens.sequence import Inputs
 
@@ -34,7 +35,7 @@ class _Context:
     """What every layer reads besides its input."""
 
     positions: Positions
-    masks: dict[int, jax.Array]  # by window; empty when there is a cache
+    masks: dict[tuple[int, bool], jax.Array]  # by window and two_way; empty when there is a cache
     soft: jax.Array  # [G, N, D], all modalities one after the other
     soft_positions: Positions  # [G, N]
     group_positions: Positions  # [G, B/G T], what `soft_positions` are taken from
@@ -56,21 +57,23 @@ def hidden(
     B, T = inputs.ids.shape
     index = jnp.broadcast_to(jnp.arange(T), (B, T)) if cache is None else inputs.position
     positions = Positions(index, inputs.position, inputs.segment, inputs.branch, inputs.group)
-    windows = {layer.attention.window for layer in config.layers} if cache is None else set()
+    kinds = {(layer.attention.window, layer.attention.two_way) for layer in config.layers} if cache is None else set()
     group_positions = _group_positions(positions, len(soft))
     soft_positions = _soft_positions(group_positions, soft_index)
     if cache is not None and cache.soft.shape[1]:
         cache = _keep_soft(cache, soft, soft_positions)
         soft, soft_positions = cache.soft, _kept_positions(cache.soft_index)
-    masks = {w: additive_mask(visible(positions, positions, w)) for w in windows}
+    masks = {kind: additive_mask(visible(positions, positions, *kind)) for kind in kinds}
     context = _Context(positions, masks, soft, soft_positions, group_positions)
+    group_inputs, tail_inputs = _per_layer(params, config, inputs, x) if config.per_layer_width else (None, None)
 
     def group(carry, scanned):
         x, balance = carry
-        layer_params, caches = scanned
+        layer_params, caches, own = scanned
         new = []
         for i, layer in enumerate(config.pattern):
-            x, layer_cache, layer_balance = _layer(layer_params[i], config, layer, x, context, None if cache is None else caches[i])
+            own_input = None if own is None else own[i]
+            x, layer_cache, layer_balance, _ = _layer(layer_params[i], config, layer, x, context, caches and caches[i], own_input)
             balance += layer_balance
             new.append(layer_cache)
         return (x, balance), None if cache is None else tuple(new)
@@ -78,11 +81,16 @@ def hidden(
     balance = jnp.zeros((), jnp.float32)
     new_groups: tuple[LayerCache, ...] = ()
     if config.num_groups:
-        scanned = (params["groups"], None if cache is None else cache.groups)
+        scanned = (params["groups"], None if cache is None else cache.groups, group_inputs)
         (x, balance), new_groups = jax.lax.scan(group, (x, balance), scanned, unroll=unroll or _unroll(config))
     new_tail = []
+    owned: dict[int, KeysValues] = {}  # by window, the newest that later layers may share
     for i, layer in enumerate(config.tail):
-        x, layer_cache, layer_balance = _layer(params["tail"][i], config, layer, x, context, None if cache is None else cache.tail[i])
+        own_input = None if tail_inputs is None else tail_inputs[i]
+        shared = owned[layer.attention.window] if layer.attention.shares_kv else None
+        x, layer_cache, layer_balance, owned[layer.attention.window] = _layer(
+            params["tail"][i], config, layer, x, context, cache and cache.tail[i], own_input, shared
+        )
         balance += layer_balance
         new_tail.append(layer_cache)
     with jax.named_scope("final_norm"):
@@ -128,8 +136,39 @@ def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
     return x, soft_GND, index_GN
 
 
-def _layer(params: Params, config: ModelConfig, layer: LayerConfig, x, context: _Context, cache: LayerCache | None):
-    """One block; returns its output, its new cache and its balance loss."""
+def _per_layer(params: Params, config: ModelConfig, inputs: Inputs, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What each layer reads of its own: the token's embedding for it and a projection of the common input, averaged (Gemma 3n).
+
+    Returns [num_groups, layers of the pattern, B, T, P] and [layers of the tail, B, T, P].
+    """
+    P, L, dtype = config.per_layer_width, config.num_layers, x_BTD.dtype
+    with jax.named_scope("per_layer_inputs"):
+        projected = matmul(x_BTD, params["per_layer"]["project"]) * jnp.asarray(config.d_model**-0.5, dtype)
+        projected = norm(params["per_layer"]["norm"], config, projected.reshape(*inputs.ids.shape, L, P))
+        ids = inputs.ids.reshape(next((len(s.index) for s in inputs.soft.values()), len(inputs.ids)), -1)
+        for s in inputs.soft.values():
+            ids = ids.at[jnp.arange(len(ids))[:, None], s.index].set(0, mode="drop")
+        own = params["per_layer"]["embed"][ids.reshape(inputs.ids.shape)].astype(dtype).reshape(projected.shape)
+        both = (projected + own * jnp.asarray(P**0.5, dtype)) * jnp.asarray(2**-0.5, dtype)
+        by_layer = jnp.moveaxis(both, 2, 0)
+        first = config.num_groups * len(config.pattern)
+        return by_layer[:first].reshape(config.num_groups, -1, *both.shape[:2], P), by_layer[first:]
+
+
+def _layer(
+    params: Params,
+    config: ModelConfig,
+    layer: LayerConfig,
+    x: jax.Array,
+    context: _Context,
+    cache: LayerCache | None,
+    own_input: jax.Array | None = None,
+    shared: KeysValues | None = None,
+) -> tuple[jax.Array, LayerCache | None, jax.Array, KeysValues]:
+    """One block; returns its output, its new cache, its balance loss and what its queries saw.
+
+    own_input [B, T, P]: this layer's own reading of the tokens. shared: keys and values of another layer.
+    """
 
     def pre(name: str, x):
         return norm(params[f"{name}_pre_norm"], config, x) if config.pre_norm else x
@@ -139,36 +178,44 @@ def _layer(params: Params, config: ModelConfig, layer: LayerConfig, x, context: 
             return x + (norm(params[f"{name}_post_norm"], config, y) if config.post_norm else y)
         return norm(params[f"{name}_post_norm"], config, x + y)
 
-    def mix(h):
-        """Dense feed-forward and routed experts, in parallel where a layer has both."""
+    def mix(h, x):
+        """Dense feed-forward and routed experts, in parallel where a layer has both. h: x, normalised."""
         y, balance = jnp.zeros_like(h), jnp.zeros((), jnp.float32)
         with jax.named_scope("feed_forward"):
             if layer.feed_forward:
                 y = feed_forward(params["feed_forward"], layer.feed_forward, h)
-            if layer.experts:
+            if layer.experts and layer.experts.separate:
+                y, balance = separate_experts(params["experts"], layer.experts, x, y, context.positions.segment, config.norm_eps)
+            elif layer.experts:
                 routed, balance = experts(params["experts"], layer.experts, h, context.positions.segment)
                 y += routed
         return y, balance
 
     h = pre("attention", x)
     with jax.named_scope("attention"):
-        mask = context.masks.get(layer.attention.window)
-        y, cache = self_attention(params["attention"], layer.attention, h, context.positions, mask, config.norm_eps, cache)
+        mask = context.masks.get((layer.attention.window, layer.attention.two_way))
+        y, cache, seen = self_attention(
+            params["attention"], layer.attention, h, context.positions, mask, config.norm_eps, cache, shared
+        )
     if layer.parallel:
-        mixed, balance = mix(h)
+        mixed, balance = mix(h, x)
         x = add("attention", x, y + mixed)
     else:
         x = add("attention", x, y)
-        mixed, balance = mix(pre("feed_forward", x))
+        mixed, balance = mix(pre("feed_forward", x), x)
         x = add("feed_forward", x, mixed)
     if layer.cross_attention and context.soft.shape[1]:
         with jax.named_scope("cross_attention"):
             h = pre("cross_attention", x)
             y = _cross_attention(params["cross_attention"], config, layer.cross_attention, h, context)
             x = add("cross_attention", x, jnp.tanh(params["cross_attention"]["gate"]).astype(y.dtype) * y)
+    if own_input is not None:
+        with jax.named_scope("per_layer"):
+            gate = activation("gelu", matmul(x, params["per_layer"]["gate"]))
+            x += norm(params["per_layer_post_norm"], config, matmul(gate * own_input, params["per_layer"]["out"]))
     if layer.layer_scale:
         x *= params["layer_scale"].astype(x.dtype)
-    return x, cache, balance
+    return x, cache, balance, seen
 
 
 def _cross_attention(params: Params, config: ModelConfig, a: AttentionConfig, x_BTD, context: _Context):

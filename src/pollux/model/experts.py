@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pollux.model.config import ExpertsConfig
-from pollux.model.layers import activation
+from pollux.model.layers import activation, rms_norm
 from pollux.model.params import Params
 
 
@@ -31,14 +31,33 @@ def balance_loss(probabilities_SE: jax.Array, chosen_Sk: jax.Array, valid_S: jax
     return num_experts * jnp.sum(share * mean)
 
 
-def experts(params: Params, config: ExpertsConfig, x_BTD: jax.Array, valid_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def separate_experts(
+    params: Params, config: ExpertsConfig, x_BTD: jax.Array, dense_BTD: jax.Array, valid_BT: jax.Array, eps: float
+) -> tuple[jax.Array, jax.Array]:
+    """Gemma 4's block: both branches normalised before they are added, the routed one fed from the residual stream x.
+
+    dense_BTD: output of the dense branch. Returns the sum [B, T, D] and the balance loss.
+    """
+    routed, balance = experts(params, config, rms_norm(x_BTD, params["pre_norm"], eps), valid_BT, x_BTD, eps)
+    return rms_norm(dense_BTD, params["dense_post_norm"], eps) + rms_norm(routed, params["post_norm"], eps), balance
+
+
+def experts(
+    params: Params, config: ExpertsConfig, x_BTD: jax.Array, valid_BT: jax.Array, residual_BTD: jax.Array | None = None, eps: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of the chosen experts' gated feed-forwards [B, T, D], and the balance loss (scalar).
 
     Every token reaches all its experts: the (token, expert) pairs are sorted by expert and multiplied in ragged groups.
+    residual_BTD: what a router with a norm and scales of its own (Gemma 4) reads; without it, the router reads x.
     """
     B, T, D = x_BTD.shape
     x_SD = x_BTD.reshape(-1, D)
-    weights, chosen, probabilities = route(params["router"], x_SD, config.top_k)
+    if residual_BTD is None:
+        weights, chosen, probabilities = route(params["router"], x_SD, config.top_k)
+    else:
+        scaled = rms_norm(residual_BTD.reshape(-1, D), params["router_scale"], eps) * jnp.asarray(D**-0.5, x_BTD.dtype)
+        weights, chosen, probabilities = route(params["router"], scaled, config.top_k)
+        weights *= params["expert_scale"].astype(jnp.float32)[chosen]
     order = jnp.argsort(chosen.reshape(-1), stable=True)
     sizes = jnp.bincount(chosen.reshape(-1), length=config.num_experts).astype(jnp.int32)
     token = order // config.top_k

@@ -1,7 +1,7 @@
 """One folder is a model: config.json, *.safetensors (with an index when there are several), and what tokens/ and generate/ add beside them.
 
 config.json holds {"model": ModelConfig, "tokens": TokensConfig}. A tensor is named by its path in the parameter tree,
-for example "groups.0.attention.q" of shape [num_groups, D, N*H].
+for example "groups.0.attention.q" of shape [num_groups, D, N*H]. Folders in the layout of Hugging Face are read too (huggingface.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pollux.model import huggingface
 from pollux.model.config import ModelConfig
+from pollux.model.huggingface import Source
 from pollux.model.params import Params, Spec, declare, is_spec
 from pollux.tokens.config import TokensConfig
 
@@ -75,17 +77,49 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, TokensConfig]:
         data = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(data, dict) or "model" not in data:
+    if not isinstance(data, dict) or not {"model", "model_type"} & set(data):
         raise ValueError(f"{path} has no 'model' entry: it was not written by pollux")
     try:
+        if "model_type" in data:
+            return huggingface.model_config(data, Path(folder).name), TokensConfig()
         return ModelConfig.from_json(data["model"]), TokensConfig.from_json(data.get("tokens", {}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
-    """Read the weights, tensor by tensor, as `dtype` (None = as stored). Raises ValueError that names a missing or misshapen tensor."""
+    """Read the weights, tensor by tensor from the mapped files, as `dtype` (None = as stored). Raises ValueError that names a missing
+    or misshapen tensor."""
     folder = Path(folder)
+    files = _tensors(folder)
+    data = json.loads((folder / "config.json").read_text())
+    theirs = huggingface.sources(config, data) if "model_type" in data else None
+
+    def get(name: str) -> np.ndarray:
+        if name not in files:
+            raise ValueError(f"{folder} has no tensor {name}, which model {config.name!r} needs")
+        return files[name].get_tensor(name)
+
+    def read(path, spec: Spec) -> jax.Array:
+        name = tensor_name(path)
+        if theirs is not None and name not in theirs:
+            return jnp.full(spec.shape, spec.init, dtype or jnp.float32)  # what that layout does not know, such as log_temperature
+        found = (Source(name),) if theirs is None else theirs[name]
+        one = found[0].read(get(found[0].name))
+        if len(found) == 1 and one.shape == spec.shape:
+            return jnp.asarray(one, dtype)
+        if (len(found), *one.shape) != spec.shape:
+            raise ValueError(f"tensor {found[0].name} in {folder} has shape {one.shape}, config.json wants {spec.shape[len(found) > 1 :]}")
+        stacked = np.empty(spec.shape, dtype or one.dtype)
+        for i, source in enumerate(found):
+            stacked[i] = source.read(get(source.name))
+        return jnp.asarray(stacked)
+
+    return jax.tree_util.tree_map_with_path(read, declare(config), is_leaf=is_spec)
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    """The open file of each tensor. Raises ValueError for a file that is missing or damaged."""
     index = folder / INDEX
     files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     where: dict[str, Any] = {}
@@ -93,21 +127,11 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
         if not (folder / file).is_file():
             raise ValueError(f"{folder} has no {file}: the copy is incomplete")
         try:
-            handle = safe_open(folder / file, framework="flax")
+            handle = safe_open(folder / file, framework="numpy")
         except SafetensorError as error:
             raise ValueError(f"{folder / file} is damaged or incomplete: {error}") from error
         where |= {name: handle for name in handle.keys()}  # noqa: SIM118 (not a dict)
-
-    def read(path, spec: Spec) -> jax.Array:
-        name = tensor_name(path)
-        if name not in where:
-            raise ValueError(f"{folder} has no tensor {name}, which model {config.name!r} needs")
-        array = where[name].get_tensor(name)
-        if array.shape != spec.shape:
-            raise ValueError(f"tensor {name} in {folder} has shape {array.shape}, config.json wants {spec.shape}")
-        return jnp.asarray(array, dtype)
-
-    return jax.tree_util.tree_map_with_path(read, declare(config), is_leaf=is_spec)
+    return where
 
 
 def hash_params(params: Params) -> str:

@@ -45,18 +45,17 @@ def _norm(config: ModelConfig, size: int, axis: str | None = None) -> dict[str, 
 
 def _attention(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
     d, q_size, kv_size = config.d_model, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    spec: dict[str, Any] = {
-        "q": Spec((d, q_size), ("embed", "heads")),
-        "k": Spec((d, kv_size), ("embed", "kv_heads")),
-        "o": Spec((q_size, d), ("heads", "embed")),
-    }
-    if not a.values_reuse_keys:
-        spec["v"] = Spec((d, kv_size), ("embed", "kv_heads"))
+    spec: dict[str, Any] = {"q": Spec((d, q_size), ("embed", "heads")), "o": Spec((q_size, d), ("heads", "embed"))}
     if a.bias:
-        spec |= {"q_bias": Spec((q_size,), ("heads",), 0.0), "k_bias": Spec((kv_size,), ("kv_heads",), 0.0)}
-        spec |= {"v_bias": Spec((kv_size,), ("kv_heads",), 0.0), "o_bias": Spec((d,), ("embed",), 0.0)}
+        spec |= {"q_bias": Spec((q_size,), ("heads",), 0.0), "o_bias": Spec((d,), ("embed",), 0.0)}
     if a.qk_norm:
-        spec |= {"q_norm": Spec((a.head_dim,), (None,), 1.0), "k_norm": Spec((a.head_dim,), (None,), 1.0)}
+        spec["q_norm"] = Spec((a.head_dim,), (None,), 1.0)
+    for name in () if a.shares_kv else ("k",) if a.values_reuse_keys else ("k", "v"):
+        spec[name] = Spec((d, kv_size), ("embed", "kv_heads"))
+        if a.bias:
+            spec[f"{name}_bias"] = Spec((kv_size,), ("kv_heads",), 0.0)
+    if a.qk_norm and not a.shares_kv:
+        spec["k_norm"] = Spec((a.head_dim,), (None,), 1.0)
     if a.gaussian_prior:
         spec["log_sigma"] = Spec((a.num_heads,), (None,), math.log(64.0))
     return spec
@@ -79,7 +78,17 @@ def _experts(config: ModelConfig, e: ExpertsConfig) -> dict[str, Spec]:
         "gate": Spec((e.num_experts, d, e.hidden), ("experts", "embed", "mlp")),
         "up": Spec((e.num_experts, d, e.hidden), ("experts", "embed", "mlp")),
         "down": Spec((e.num_experts, e.hidden, d), ("experts", "mlp", "embed")),
-    }
+    } | (
+        {
+            "router_scale": Spec((d,), ("embed",), 1.0),
+            "expert_scale": Spec((e.num_experts,), ("experts",), 1.0),
+            "pre_norm": Spec((d,), ("embed",), 1.0),
+            "post_norm": Spec((d,), ("embed",), 1.0),
+            "dense_post_norm": Spec((d,), ("embed",), 1.0),
+        }
+        if e.separate
+        else {}
+    )
 
 
 def _layer(config: ModelConfig, layer: LayerConfig) -> dict[str, Any]:
@@ -97,6 +106,10 @@ def _layer(config: ModelConfig, layer: LayerConfig) -> dict[str, Any]:
             spec[f"{block}_pre_norm"] = _norm(config, config.d_model, "embed")
         if config.post_norm:
             spec[f"{block}_post_norm"] = _norm(config, config.d_model, "embed")
+    if config.per_layer_width:
+        d, p = config.d_model, config.per_layer_width
+        spec["per_layer"] = {"gate": Spec((d, p), ("embed", None)), "out": Spec((p, d), (None, "embed"))}
+        spec["per_layer_post_norm"] = _norm(config, d, "embed")
     if layer.layer_scale:
         spec["layer_scale"] = Spec((), (), 1.0)
     return spec
@@ -142,6 +155,13 @@ def declare(config: ModelConfig) -> Params:
         "final_norm": _norm(config, d, "embed"),
         "log_temperature": Spec((), (), math.log(0.07)),
     }
+    if config.per_layer_width:
+        p, width = config.per_layer_width, config.num_layers * config.per_layer_width
+        specs["per_layer"] = {
+            "embed": Spec((config.per_layer_vocab, width), ("vocab", None), "normal", p),
+            "project": Spec((d, width), ("embed", None)),
+            "norm": _norm(config, p),
+        }
     if not config.tied:
         specs["unembed"] = Spec((d, config.vocab_size), ("embed", "vocab"))
     return specs
