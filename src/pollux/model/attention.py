@@ -17,7 +17,7 @@ from pollux.model.config import AttentionConfig
 from pollux.model.dot_attention import additive_mask, attend
 from pollux.model.layers import rms_norm
 from pollux.model.matmul import matmul
-from pollux.model.params import Params
+from pollux.model.spec import Params
 
 
 @jax.tree_util.register_dataclass

@@ -105,6 +105,64 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
+class FrameTower:
+    """Nothing: the features themselves are projected (raw sound of Gemma 4 12B)."""
+
+    kind: Literal["frames"] = "frames"
+
+
+@dataclass(frozen=True)
+class PatchTower:
+    """Norm -> linear -> norm, + row and column, norm: whole patches without an encoder (images of Gemma 4 12B)."""
+
+    width: int
+    positions: int  # rows of the tables of rows and columns
+    kind: Literal["patches"] = "patches"
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """A transformer over the patches of each image, then the mean over pool x pool of them (images of the other Gemma 4)."""
+
+    patch: int  # side in pixels; a soft token has pool x pool of them
+    pool: int
+    width: int
+    hidden: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_base: float
+    positions: int
+    standardise: bool = False  # with learned means and deviations
+    clipped: bool = False  # inputs and outputs of its linear maps are kept within learned bounds
+    kind: Literal["vision"] = "vision"
+
+
+@dataclass(frozen=True)
+class AudioTower:
+    """A Conformer over log-mel frames, four a soft token (sound of Gemma 4 E2B and E4B; Gulati et al. 2020, Zhang et al. 2023)."""
+
+    mels: int
+    channels: tuple[int, int]  # of the two convolutions that halve time and frequency
+    width: int
+    num_layers: int
+    num_heads: int
+    kernel: int  # of the convolution over time in each block
+    chunk: int
+    left: int  # a frame sees itself and left - 2 before it; with `chunk` it sets how distances are embedded
+    logit_cap: float
+    residual_weight: float
+    out: int
+    clipped: bool = True
+    kind: Literal["conformer"] = "conformer"
+
+
+Tower = FrameTower | PatchTower | VisionTower | AudioTower
+_TOWERS = {cls.kind: cls for cls in (FrameTower, PatchTower, VisionTower, AudioTower)}
+
+
+@dataclass(frozen=True)
 class SoftInputConfig:
     """How raw features of one modality become tokens of width D: norm -> stem -> linear (or a two-layer MLP) -> norm -> + 2-D position.
 
@@ -121,8 +179,13 @@ class SoftInputConfig:
     colour_grid: int = 0  # g > 0: the stem sees form without colour (embedders.form); colours enter as means over a g x g grid
     shares: str = ""  # another input whose embedder reads the still pixels; `stem` then sees their change since the frame before
     in_norm: bool = True  # normalise the raw features of each token; off where tokens/ has standardised the whole picture
+    tower: Tower | None = None  # instead of all that: features -> tower -> norm without a scale -> linear
 
     def __post_init__(self):
+        if self.tower is not None:
+            plain = SoftInputConfig(self.name, self.features)
+            _require(dataclasses.replace(self, tower=None) == plain, f"{self.name}: a tower replaces all other settings of the embedder")
+            return
         _require(not (self.stem and self.in_norm), f"{self.name}: a stem reads standardised pixels, so in_norm must be off")
         alone = not self.shares or not (
             self.in_norm or self.hidden or self.grid or self.colour_grid or bool(self.stem) != (self.in_channels > 3)
@@ -223,7 +286,12 @@ def _build(cls, data: dict[str, Any]):
 
 
 def _soft_input(data: dict[str, Any]) -> SoftInputConfig:
-    return _build(SoftInputConfig, data | {"stem": tuple(tuple(x) for x in data.get("stem", ()))})
+    tower = data.get("tower")
+    if tower is not None:
+        _require(tower.get("kind") in _TOWERS, f"tower kind {tower.get('kind')!r} must be one of {', '.join(_TOWERS)}")
+        lists = {name: tuple(value) for name, value in tower.items() if isinstance(value, list)}
+        tower = _build(_TOWERS[tower["kind"]], tower | lists)
+    return _build(SoftInputConfig, data | {"stem": tuple(tuple(x) for x in data.get("stem", ())), "tower": tower})
 
 
 def _layer(data: dict[str, Any]) -> LayerConfig:

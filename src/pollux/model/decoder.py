@@ -18,7 +18,7 @@ from pollux.model.embedders import embed_soft
 from pollux.model.experts import experts, separate_experts
 from pollux.model.layers import activation, feed_forward, norm, sinusoids
 from pollux.model.matmul import matmul
-from pollux.model.params import Params
+from pollux.model.spec import Params
 from pollux.tokens.sequence import Inputs
 
 
@@ -145,7 +145,7 @@ def _per_layer(params: Params, config: ModelConfig, inputs: Inputs, x_BTD: jax.A
     with jax.named_scope("per_layer_inputs"):
         projected = matmul(x_BTD, params["per_layer"]["project"]) * jnp.asarray(config.d_model**-0.5, dtype)
         projected = norm(params["per_layer"]["norm"], config, projected.reshape(*inputs.ids.shape, L, P))
-        ids = inputs.ids.reshape(next((len(s.index) for s in inputs.soft.values()), len(inputs.ids)), -1)
+        ids = jnp.asarray(inputs.ids).reshape(next((len(s.index) for s in inputs.soft.values()), len(inputs.ids)), -1)
         for s in inputs.soft.values():
             ids = ids.at[jnp.arange(len(ids))[:, None], s.index].set(0, mode="drop")
         own = params["per_layer"]["embed"][ids.reshape(inputs.ids.shape)].astype(dtype).reshape(projected.shape)

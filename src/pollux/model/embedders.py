@@ -12,10 +12,11 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
+from pollux.model import towers
 from pollux.model.config import ModelConfig, SoftInputConfig
 from pollux.model.layers import activation, layer_norm, norm, rms_norm
 from pollux.model.matmul import matmul
-from pollux.model.params import Params
+from pollux.model.spec import Params
 from pollux.tokens.sequence import SoftBatch
 
 PLACE = 4.0  # what the tables of rows and columns are multiplied by, so that Adam's equal steps move places four times as fast
@@ -36,9 +37,12 @@ def embed_soft(params: Params, config: ModelConfig, soft: SoftInputConfig, batch
 
     params: of all embedders, by name. One that shares another's adds what changed to what that one sees in the still pixels.
     """
-    x, base = batch.features.astype(dtype), soft
+    base = next((s for s in config.soft_inputs if s.name == soft.shares), soft)
+    if base.tower is not None:
+        y = towers.apply(params[base.name]["tower"], base.tower, batch, config.norm_eps, dtype)
+        return matmul(rms_norm(y, None, config.norm_eps), params[base.name]["out"])
+    x = batch.features.astype(dtype)
     if soft.shares:
-        base = next(s for s in config.soft_inputs if s.name == soft.shares)
         pixels = _pixels(soft, x)
         x = _project(params[base.name], config, base, pixels[..., :3].reshape(*x.shape[:2], -1))
         if soft.stem:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from pollux.model.config import ExpertsConfig
 from pollux.model.layers import activation, rms_norm
-from pollux.model.params import Params
+from pollux.model.spec import Params
 
 
 def route(router_DE: jax.Array, x_SD: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -15,11 +15,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig
+from pollux.model.config import (
+    AttentionConfig,
+    AudioTower,
+    ExpertsConfig,
+    FeedForwardConfig,
+    FrameTower,
+    LayerConfig,
+    ModelConfig,
+    PatchTower,
+    SoftInputConfig,
+    VisionTower,
+)
 
 CONFIG = "config.json"
 ARCHITECTURES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
-Change = Literal["same", "transposed", "scalar", "first half", "second half"]
+MELS = 128  # of the audio tower
+Change = Literal["same", "transposed", "scalar", "first half", "second half", "kernel"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Source:
     """Where a tensor of ours lies in a Hugging Face folder: its name and how it is changed on the way in.
 
     transposed: the last two axes are exchanged. first/second half: of the axis before the last, then transposed. scalar: [1] -> [].
+    kernel: [channels, 1, time] -> [time, channels].
     """
 
     name: str
@@ -38,6 +51,8 @@ class Source:
             return array
         if self.change == "scalar":
             return array.reshape(())
+        if self.change == "kernel":
+            return array[:, 0].T
         if self.change != "transposed":
             half = array.shape[-2] // 2
             array = array[..., :half, :] if self.change == "first half" else array[..., half:, :]
@@ -86,6 +101,7 @@ def model_config(data: dict[str, Any], name: str) -> ModelConfig:
         tuple(layers[:period]) if groups else (),
         groups,
         tuple(layers[groups * period :]),
+        soft_inputs=tuple(_soft_inputs(data)),
         norm_eps=text["rms_norm_eps"],
         tied=text.get("tie_word_embeddings", True),
         logit_soft_cap=text.get("final_logit_softcapping") or 0.0,
@@ -109,12 +125,100 @@ def sources(config: ModelConfig, data: dict[str, Any]) -> dict[str, tuple[Source
     A tensor that is missing here has no counterpart and keeps its initial value.
     """
     prefix = "model.language_model." if "text_config" in data else "model."
-    found = {name: (Source(prefix + source.name, source.change),) for name, source in _TOP.items()}
+    found = {}
+    for soft in config.soft_inputs:
+        if soft.tower is not None:
+            found |= {f"soft.{soft.name}.{name}": source for name, source in _tower_sources(soft).items()}
+    found |= {name: (Source(prefix + source.name, source.change),) for name, source in _TOP.items()}
     if not config.tied:
         found["unembed"] = (Source("lm_head.weight", "transposed"),)
     for place, indices in _places(config):
         for name, source in _LAYER.items():
             found[f"{place}.{name}"] = tuple(Source(f"{prefix}layers.{i}.{source.name}", source.change) for i in indices)
+    return found
+
+
+def _soft_inputs(data: dict[str, Any]) -> Iterator[SoftInputConfig]:
+    """The embedders of what the folder has configs for; frames of a video are seen as images are."""
+    vision, audio = data.get("vision_config"), data.get("audio_config")
+    if vision is not None:
+        side = vision["patch_size"] * vision["pooling_kernel_size"]
+        features = 3 * side**2
+        if vision["model_type"] == "gemma4_unified_vision":
+            tower: PatchTower | VisionTower = PatchTower(vision["mm_embed_dim"], vision["mm_posemb_size"])
+        else:
+            _refuse(vision)
+            tower = VisionTower(
+                vision["patch_size"],
+                vision["pooling_kernel_size"],
+                vision["hidden_size"],
+                vision["intermediate_size"],
+                vision["num_hidden_layers"],
+                vision["num_attention_heads"],
+                vision["num_key_value_heads"],
+                vision["head_dim"],
+                (vision.get("rope_parameters") or {}).get("rope_theta", 100.0),
+                vision["position_embedding_size"],
+                vision.get("standardize", False),
+                vision.get("use_clipped_linears", False),
+            )
+        yield SoftInputConfig("image", features, tower=tower)
+        yield SoftInputConfig("video", features, shares="image", in_norm=False)
+    if audio is not None and audio["model_type"] == "gemma4_unified_audio":
+        yield SoftInputConfig("audio", audio["audio_embed_dim"], tower=FrameTower())
+    elif audio is not None:
+        if audio["attention_context_right"] or audio["hidden_act"] != "silu" or audio["subsampling_conv_channels"][0] != MELS:
+            raise ValueError(
+                "config.json has an audio tower with attention_context_right, another hidden_act than silu or another number of first"
+                f" channels than {MELS}, which pollux does not compute"
+            )
+        tower = AudioTower(
+            MELS,
+            tuple(audio["subsampling_conv_channels"]),
+            audio["hidden_size"],
+            audio["num_hidden_layers"],
+            audio["num_attention_heads"],
+            audio["conv_kernel_size"],
+            audio["attention_chunk_size"],
+            audio["attention_context_left"],
+            audio["attention_logit_cap"],
+            audio["residual_weight"],
+            audio["output_proj_dims"],
+            audio.get("use_clipped_linears", True),
+        )
+        yield SoftInputConfig("audio", 4 * MELS, tower=tower)
+
+
+def _tower_sources(soft: SoftInputConfig) -> dict[str, tuple[Source, ...]]:
+    """Sources of a tower's parameters and of its projection, by their names below soft.NAME."""
+    tower, found = soft.tower, {}
+    embedder = "model.embed_audio" if soft.name == "audio" else "model.embed_vision"
+    found["out"] = (Source(f"{embedder}.embedding_projection.weight", "transposed"),)
+    if isinstance(tower, PatchTower):
+        found |= {f"tower.{name}": (Source(f"model.vision_embedder.{source.name}", source.change),) for name, source in _PATCHES.items()}
+    elif isinstance(tower, VisionTower):
+        found |= {f"tower.{name}": (Source(f"model.vision_tower.{source.name}", source.change),) for name, source in _VISION.items()}
+        layers = "model.vision_tower.encoder.layers"
+        found |= _layers(layers, tower.num_layers, _with_bounds(_VISION_LAYER, _VISION_LINEARS))
+    elif isinstance(tower, AudioTower):
+        found |= {f"tower.{name}": (Source(f"model.audio_tower.{source.name}", source.change),) for name, source in _AUDIO.items()}
+        found |= _layers("model.audio_tower.layers", tower.num_layers, _with_bounds(_AUDIO_LAYER, _AUDIO_LINEARS))
+    return found
+
+
+def _layers(prefix: str, count: int, layer: dict[str, Source]) -> dict[str, tuple[Source, ...]]:
+    return {
+        f"tower.layers.{name}": tuple(Source(f"{prefix}.{i}.{source.name}", source.change) for i in range(count))
+        for name, source in layer.items()
+    }
+
+
+def _with_bounds(layer: dict[str, Source], linears: dict[str, str]) -> dict[str, Source]:
+    """The sources of a layer with those of its linear maps and of the bounds of their inputs and outputs."""
+    found = dict(layer)
+    for name, theirs in linears.items():
+        found[f"{name}.weight"] = Source(f"{theirs}.linear.weight", "transposed")
+        found |= {f"{name}.{end}": Source(f"{theirs}.{end}") for end in ("input_min", "input_max", "output_min", "output_max")}
     return found
 
 
@@ -162,6 +266,60 @@ _LAYER = {
     "per_layer_post_norm.scale": Source("post_per_layer_input_norm.weight"),
     "layer_scale": Source("layer_scalar", "scalar"),
 }
+
+
+_PATCHES = {
+    "patch": Source("patch_dense.weight", "transposed"),
+    "patch_bias": Source("patch_dense.bias"),
+    "positions": Source("pos_embedding"),
+    "in_norm.scale": Source("patch_ln1.weight"),
+    "in_norm.bias": Source("patch_ln1.bias"),
+    "patch_norm.scale": Source("patch_ln2.weight"),
+    "patch_norm.bias": Source("patch_ln2.bias"),
+    "out_norm.scale": Source("pos_norm.weight"),
+    "out_norm.bias": Source("pos_norm.bias"),
+}
+_VISION = {
+    "patch": Source("patch_embedder.input_proj.weight", "transposed"),
+    "positions": Source("patch_embedder.position_embedding_table"),
+    "mean": Source("std_bias"),
+    "inverse_deviation": Source("std_scale"),
+}
+_VISION_LAYER = {
+    "q_norm": Source("self_attn.q_norm.weight"),
+    "k_norm": Source("self_attn.k_norm.weight"),
+    "attention_pre_norm": Source("input_layernorm.weight"),
+    "attention_post_norm": Source("post_attention_layernorm.weight"),
+    "feed_forward_pre_norm": Source("pre_feedforward_layernorm.weight"),
+    "feed_forward_post_norm": Source("post_feedforward_layernorm.weight"),
+}
+_VISION_LINEARS = {name: f"self_attn.{name}_proj" for name in "qkvo"} | {name: f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+_AUDIO = {
+    "halving_0": Source("subsample_conv_projection.layer0.conv.weight"),
+    "halving_0_norm": Source("subsample_conv_projection.layer0.norm.weight"),
+    "halving_1": Source("subsample_conv_projection.layer1.conv.weight"),
+    "halving_1_norm": Source("subsample_conv_projection.layer1.norm.weight"),
+    "in": Source("subsample_conv_projection.input_proj_linear.weight", "transposed"),
+    "out": Source("output_proj.weight", "transposed"),
+    "out_bias": Source("output_proj.bias"),
+}
+_AUDIO_LAYER = {
+    "attention.pre_norm": Source("norm_pre_attn.weight"),
+    "attention.post_norm": Source("norm_post_attn.weight"),
+    "attention.distance": Source("self_attn.relative_k_proj.weight", "transposed"),
+    "attention.head_scale": Source("self_attn.per_dim_scale"),
+    "convolution.pre_norm": Source("lconv1d.pre_layer_norm.weight"),
+    "convolution.norm": Source("lconv1d.conv_norm.weight"),
+    "convolution.kernel": Source("lconv1d.depthwise_conv1d.weight", "kernel"),
+    "out_norm": Source("norm_out.weight"),
+} | {
+    f"feed_forward_{i}.{place}_norm": Source(f"feed_forward{i}.{place}_layer_norm.weight") for i in (1, 2) for place in ("pre", "post")
+}
+_AUDIO_LINEARS = (
+    {f"attention.{name}": f"self_attn.{name}_proj" for name in "qkv"}
+    | {"attention.o": "self_attn.post", "convolution.start": "lconv1d.linear_start", "convolution.end": "lconv1d.linear_end"}
+    | {f"feed_forward_{i}.{name}": f"feed_forward{i}.ffw_layer_{j}" for i in (1, 2) for j, name in ((1, "up"), (2, "down"))}
+)
 
 
 def _layer_types(text: dict[str, Any]) -> list[str]:

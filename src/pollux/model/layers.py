@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from pollux.model.config import FeedForwardConfig, ModelConfig
 from pollux.model.matmul import matmul
-from pollux.model.params import Params
+from pollux.model.spec import Params
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None, eps: float) -> jax.Array:

@@ -8,33 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pollux.model import towers
 from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig, SoftInputConfig
-
-Params = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """init: "normal" (truncated, std 1/sqrt(fan_in)) or a constant."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    init: float | Literal["normal"] = "normal"
-    fan_in: int = 0  # 0 = shape[-2]
-
-    def __post_init__(self):
-        assert len(self.shape) == len(self.axes), (self.shape, self.axes)
-
-
-def is_spec(x) -> bool:
-    return isinstance(x, Spec)
-
+from pollux.model.spec import Params, Spec, is_spec, stack
 
 def _norm(config: ModelConfig, size: int, axis: str | None = None) -> dict[str, Spec]:
     spec = {"scale": Spec((size,), (axis,), 1.0)}
@@ -117,6 +98,9 @@ def _layer(config: ModelConfig, layer: LayerConfig) -> dict[str, Any]:
 
 def _soft(config: ModelConfig, s: SoftInputConfig) -> dict[str, Any]:
     d = config.d_model
+    if s.tower is not None:
+        width, tower = towers.declare(s.tower, s.features)
+        return {"tower": tower, "out": Spec((width, d), ("features", "embed"))}
     spec: dict[str, Any] = {} if s.shares else {"out_norm": _norm(config, d, "embed")}
     if s.in_norm:
         spec["in_norm"] = _norm(config, s.features)
@@ -137,10 +121,6 @@ def _soft(config: ModelConfig, s: SoftInputConfig) -> dict[str, Any]:
     return spec
 
 
-def _stack(spec: Spec, count: int) -> Spec:
-    return Spec((count, *spec.shape), ("layers", *spec.axes), spec.init, spec.fan_in)
-
-
 def declare(config: ModelConfig) -> Params:
     """The pytree of Specs of a model."""
     d = config.d_model
@@ -148,8 +128,7 @@ def declare(config: ModelConfig) -> Params:
         "embed": Spec((config.vocab_size, d), ("vocab", "embed"), "normal", d),
         "soft": {s.name: _soft(config, s) for s in config.soft_inputs},
         "groups": tuple(
-            jax.tree.map(lambda spec: _stack(spec, config.num_groups), _layer(config, layer), is_leaf=is_spec)
-            for layer in (config.pattern if config.num_groups else ())
+            stack(_layer(config, layer), config.num_groups) for layer in (config.pattern if config.num_groups else ())
         ),
         "tail": tuple(_layer(config, layer) for layer in config.tail),
         "final_norm": _norm(config, d, "embed"),
