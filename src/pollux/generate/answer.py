@@ -9,13 +9,10 @@ import numpy as np
 import PIL.Image
 
 from pollux.content import Image, Part, Text
-from pollux.generate.grammar import STOPS
 from pollux.generate.sampler import Sampling
 from pollux.tokens.interleave import PictureCodec, decode_parts
 from pollux.tokens.sequence import Modality
-from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
-
-_CLOSINGS = (SPECIAL_IDS["</draw>"], SPECIAL_IDS["</call>"])
+from pollux.tokens.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,7 @@ class Answer:
     def __init__(self, sampling: Sampling, usage: dict[str, int], vocabulary: Vocabulary, codec: PictureCodec | None):
         self.sampling, self.finish_reason = sampling, ""
         self._prompt_usage, self._vocabulary, self._codec = usage, vocabulary, codec
+        self._closings = [vocabulary.specials[name] for name in ("</draw>", "</call>") if name in vocabulary.specials]
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self._closed: tuple[Part, ...] = ()  # parts up to the last closed drawing or call
@@ -74,10 +72,10 @@ class Answer:
                 break
             self._ids.append(i)
             self._logprobs.append(logprob)
-            if i in _CLOSINGS:
+            if i in self._closings:
                 self._closed += decode_parts(self._ids[self._open_from :], self._vocabulary, self._codec)
                 self._open_from = len(self._ids)
-            elif i in STOPS:
+            elif i in self._vocabulary.stops:
                 self.finish_reason = "stop"
             else:
                 self._look_for_stop_strings()
@@ -98,7 +96,9 @@ class Answer:
         assert self.finish_reason, "the answer has not ended"
         tail = self._tail()
         ids = np.array(self._ids, np.int32)
-        drawn = int(np.sum((ids >= self._vocabulary.code_offset) | (ids == SPECIAL_IDS["</draw>"])))
+        drawn = 0
+        if "</draw>" in self._vocabulary.specials:
+            drawn = int(np.sum((ids >= self._vocabulary.code_offset) | (ids == self._vocabulary.specials["</draw>"])))
         output = {Modality.TEXT.name.lower(): len(ids) - drawn, Modality.DRAW.name.lower(): drawn}
         usage = Usage(self._prompt_usage, {name: number for name, number in output.items() if number})
         parts = (*self._closed, *([Text(tail)] if tail else []))

@@ -20,14 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pollux.generate.grammar import STOPS, Grammar
+from pollux.generate.grammar import Grammar
 from pollux.generate.sampler import SamplerState, advance, sample
 from pollux.model.cache import Cache, empty
 from pollux.model.config import ModelConfig
 from pollux.model.decoder import hidden, logits
 from pollux.model.params import Params
 from pollux.tokens.sequence import Inputs
-from pollux.tokens.vocabulary import SPECIAL_IDS
 
 Array = Any  # numpy.ndarray or jax.Array
 CHUNK = 16  # most steps a dispatch
@@ -68,12 +67,11 @@ def decode(params: Params, config: ModelConfig, grammar: Grammar, state: State, 
     def body(carry):
         step, state, ids, logprobs = carry
         active = state.left > 0
-        state, scores = _feed(params, config, state, active)
+        state, scores = _feed(params, config, grammar, state, active)
         scores = jnp.where(grammar.allowed(state.drawing), scores, -jnp.inf)
         drawn, logprob = sample(scores, state.sampler)
         left = jnp.where(active, state.left - 1, 0)
-        for stop in STOPS:
-            left = jnp.where(drawn == stop, 0, left)
+        left = jnp.where(jnp.isin(drawn, grammar.stops), 0, left)
         state = replace(
             state,
             sampler=advance(state.sampler, drawn, active & (drawn < grammar.first_code)),
@@ -89,12 +87,12 @@ def decode(params: Params, config: ModelConfig, grammar: Grammar, state: State, 
     return state, ids, logprobs
 
 
-def _feed(params: Params, config: ModelConfig, state: State, active: Array) -> tuple[State, Array]:
+def _feed(params: Params, config: ModelConfig, grammar: Grammar, state: State, active: Array) -> tuple[State, Array]:
     """Feed the pending token of the active rows; returns the state and float32 logits [B, V] of what follows."""
     rows, guided = active.shape[0], state.position.shape[0] > active.shape[0]
     token, fed = state.token, active
     if guided:
-        in_drawing = (state.drawing > 0) | (state.token == SPECIAL_IDS["</draw>"])
+        in_drawing = (state.drawing > 0) | (state.token == grammar.end_draw)
         token, fed = jnp.tile(token, 2), jnp.concatenate([active, active & in_drawing])
     column = fed.astype(jnp.int32)[:, None]
     zero = jnp.zeros_like(column)

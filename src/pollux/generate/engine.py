@@ -91,8 +91,9 @@ class Engine:
         position = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
         guided = any(s.guidance != 1 for s in samplings)
         if guided:
-            packed += [unconditional_prompt()] * rows
-            position = np.concatenate([position, np.full(rows, len(unconditional_prompt()), np.int32)])
+            nothing = unconditional_prompt(self.vocabulary)
+            packed += [nothing] * rows
+            position = np.concatenate([position, np.full(rows, len(nothing), np.int32)])
         inputs = padded_inputs(packed)
         inputs.segment[np.arange(rows), position[:rows]] = 0  # the last token is for the first step
         words = [prompt.ids[prompt.ids < self.vocabulary.code_offset] for prompt in prompts]  # penalties leave image codes alone

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pollux.tokens.vocabulary import SPECIAL_IDS, SPECIALS, Vocabulary
+from pollux.tokens.vocabulary import Vocabulary
 
 WRITTEN = ("<eos>", "<end_of_turn>", "<call>", "</call>")  # special tokens that a model writes; the others open inputs
-STOPS = (SPECIAL_IDS["<eos>"], SPECIAL_IDS["<end_of_turn>"])
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +25,9 @@ class Grammar:
     low: Any  # int32 [S], inside a drawing the ids low <= id < high are allowed
     high: Any
     first_code: Any  # int32 scalar, all code ids are at or above it
+    stops: Any  # int32 [n], ids that end an answer
+    draw: Any  # int32 scalars, ids that open and close a drawing; -1 where there are none
+    end_draw: Any
 
     def allowed(self, drawing: jax.Array) -> jax.Array:
         """bool [B, V] of the state int32 [B]."""
@@ -35,18 +37,26 @@ class Grammar:
 
     def follow(self, drawing: jax.Array, ids: jax.Array) -> jax.Array:
         """The state int32 [B] after ids int32 [B] were written."""
-        opened = (ids == SPECIAL_IDS["<draw>"]).astype(jnp.int32)
-        return jnp.where(drawing == 0, opened, jnp.where(ids == SPECIAL_IDS["</draw>"], 0, drawing + 1))
+        opened = (ids == self.draw).astype(jnp.int32)
+        return jnp.where(drawing == 0, opened, jnp.where(ids == self.end_draw, 0, drawing + 1))
 
 
 def grammar(vocabulary: Vocabulary, vocab_size: int, num_codes: int) -> Grammar:
-    """num_codes: codes of one picture, 0 for a model that does not draw. vocab_size: V of the model, at least that of the vocabulary."""
-    outside = np.zeros(vocab_size, bool)
-    outside[len(SPECIALS) : vocabulary.code_offset] = True
-    outside[[SPECIAL_IDS[name] for name in WRITTEN]] = True
-    outside[SPECIAL_IDS["<draw>"]] = num_codes > 0
+    """num_codes: codes of one picture, 0 for a model that does not draw. vocab_size: V of the model, at least that of the vocabulary.
+
+    A model with a chat template of its own may write any id, as its makers let it.
+    """
+    specials, codes = vocabulary.specials, np.int32(vocabulary.code_offset)
+    draw, closing = specials.get("<draw>", -1), specials.get("</draw>", -1)
+    outside = np.full(vocab_size, vocabulary.template is not None)
+    if vocabulary.template is None:
+        outside[: vocabulary.code_offset] = True
+        outside[list(vocabulary.special_ids)] = False
+        outside[[specials[name] for name in WRITTEN]] = True
+        outside[draw] = num_codes > 0
+    else:
+        codes = np.int32(vocab_size)
     bounds = vocabulary.code_offset + np.cumsum((0, *vocabulary.code_levels))
-    closing = SPECIAL_IDS["</draw>"]
-    low = [0, *np.tile(bounds[:-1], num_codes), closing]
-    high = [0, *np.tile(bounds[1:], num_codes), closing + 1]
-    return Grammar(outside, np.array(low, np.int32), np.array(high, np.int32), np.int32(vocabulary.code_offset))
+    low = np.array([0, *np.tile(bounds[:-1], num_codes), closing], np.int32)
+    high = np.array([0, *np.tile(bounds[1:], num_codes), closing + 1], np.int32)
+    return Grammar(outside, low, high, codes, np.array(vocabulary.stops, np.int32), np.int32(draw), np.int32(closing))

@@ -26,9 +26,10 @@ from pollux.model.params import Params, count
 from pollux.tokens import sequence as tokens
 from pollux.tokens.codec import Codec
 from pollux.tokens.config import TokensConfig
+from pollux.tokens.huggingface import vocabulary as foreign_vocabulary
 from pollux.tokens.interleave import count as count_modalities
 from pollux.tokens.interleave import encode, encode_prompt
-from pollux.tokens.vocabulary import SPECIALS, Vocabulary
+from pollux.tokens.vocabulary import Vocabulary
 
 SAMPLING_FILE = "generation_config.json"
 
@@ -93,7 +94,7 @@ class Model:
         """Unit vector float32 [D]: the mean final hidden state of the content's tokens, without markers. Media and the text that
         describes them lie close together if the model was trained with aligned pairs."""
         sequence = self._content_sequence(to_contents(contents))
-        carries = (sequence.ids >= len(SPECIALS)) & (sequence.modality == tokens.Modality.TEXT)
+        carries = ~np.isin(sequence.ids, list(self._words.special_ids)) & (sequence.modality == tokens.Modality.TEXT)
         for soft in sequence.soft.values():
             carries[soft.index] = True
         if not carries.any():
@@ -171,7 +172,10 @@ def load(path: str | Path, dtype: Any = None) -> Model:
     path = Path(path)
     config, tokens_config = folder.load_config(path)
     codec = Codec.load(path) if (path / "codec.json").is_file() else None
-    vocabulary = Vocabulary.load(path, codec.levels if codec else ()) if (path / "tokenizer.json").is_file() else None
+    vocabulary = None
+    if (path / "tokenizer.json").is_file():
+        foreign = huggingface.is_folder(path)
+        vocabulary = foreign_vocabulary(path) if foreign else Vocabulary.load(path, codec.levels if codec else ())
     model = Model(folder.load_params(path, config, dtype), config, tokens_config, vocabulary, codec)
     if (path / SAMPLING_FILE).is_file():
         try:

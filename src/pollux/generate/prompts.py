@@ -8,7 +8,7 @@ import numpy as np
 
 from pollux.tokens.pack import Capacities, to_batch
 from pollux.tokens.sequence import Inputs, Modality, Sequence
-from pollux.tokens.vocabulary import SPECIAL_IDS
+from pollux.tokens.vocabulary import Vocabulary
 
 
 def bucket(size: int, least: int = 1) -> int:
@@ -24,9 +24,11 @@ def plain(ids: Iterable[int]) -> Sequence:
     return Sequence(array, zero.astype(np.float32), position, zero, zero, np.full(len(array), Modality.TEXT, np.int8), zero.astype(np.int8))
 
 
-def unconditional_prompt() -> Sequence:
-    """What a guided drawing is steered away from: a model turn without any prompt."""
-    return plain([SPECIAL_IDS["<bos>"], SPECIAL_IDS["<model>"]])
+def unconditional_prompt(vocabulary: Vocabulary) -> Sequence:
+    """What a guided drawing is steered away from: a model turn without any prompt. Raises ValueError for a model that does not draw."""
+    if "<draw>" not in vocabulary.specials:
+        raise ValueError("guidance steers drawings, and this model does not draw: leave it at 1")
+    return plain([vocabulary.specials["<bos>"], vocabulary.specials["<model>"]])
 
 
 def padded_inputs(sequences: list[Sequence]) -> Inputs:

@@ -33,7 +33,7 @@ class Positions:
 
 
 def visible(query: Positions, key: Positions, window: int = 0, two_way: bool = True) -> jax.Array:
-    """bool [B, T, S]: same document, a branch sees the prefix and itself, the past or the same two-way group, both not beyond the window."""
+    """bool [B, T, S]: same document, the prefix or the own branch, the past or the same two-way group within the window."""
     q, k = (jax.tree.map(lambda x: x[:, :, None], query), jax.tree.map(lambda x: x[:, None, :], key))
     past = k.index <= q.index
     if two_way:

@@ -194,9 +194,7 @@ def _layer(
     h = pre("attention", x)
     with jax.named_scope("attention"):
         mask = context.masks.get((layer.attention.window, layer.attention.two_way))
-        y, cache, seen = self_attention(
-            params["attention"], layer.attention, h, context.positions, mask, config.norm_eps, cache, shared
-        )
+        y, cache, seen = self_attention(params["attention"], layer.attention, h, context.positions, mask, config.norm_eps, cache, shared)
     if layer.parallel:
         mixed, balance = mix(h, x)
         x = add("attention", x, y + mixed)

@@ -25,6 +25,7 @@ from pollux.model.config import ModelConfig
 from pollux.model.huggingface import Source
 from pollux.model.params import Params, Spec, declare, is_spec
 from pollux.tokens.config import TokensConfig
+from pollux.tokens.huggingface import tokens_config
 
 SHARD_BYTES = 4 * 2**30
 INDEX = "model.safetensors.index.json"
@@ -81,7 +82,7 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, TokensConfig]:
         raise ValueError(f"{path} has no 'model' entry: it was not written by pollux")
     try:
         if "model_type" in data:
-            return huggingface.model_config(data, Path(folder).name), TokensConfig()
+            return huggingface.model_config(data, Path(folder).name), tokens_config(Path(folder))
         return ModelConfig.from_json(data["model"]), TokensConfig.from_json(data.get("tokens", {}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -139,7 +139,7 @@ def sources(config: ModelConfig, data: dict[str, Any]) -> dict[str, tuple[Source
 
 
 def _soft_inputs(data: dict[str, Any]) -> Iterator[SoftInputConfig]:
-    """The embedders of what the folder has configs for; frames of a video are seen as images are."""
+    """The embedders of what the folder has configs for."""
     vision, audio = data.get("vision_config"), data.get("audio_config")
     if vision is not None:
         side = vision["patch_size"] * vision["pooling_kernel_size"]
@@ -163,7 +163,6 @@ def _soft_inputs(data: dict[str, Any]) -> Iterator[SoftInputConfig]:
                 vision.get("use_clipped_linears", False),
             )
         yield SoftInputConfig("image", features, tower=tower)
-        yield SoftInputConfig("video", features, shares="image", in_norm=False)
     if audio is not None and audio["model_type"] == "gemma4_unified_audio":
         yield SoftInputConfig("audio", audio["audio_embed_dim"], tower=FrameTower())
     elif audio is not None:
@@ -312,9 +311,7 @@ _AUDIO_LAYER = {
     "convolution.norm": Source("lconv1d.conv_norm.weight"),
     "convolution.kernel": Source("lconv1d.depthwise_conv1d.weight", "kernel"),
     "out_norm": Source("norm_out.weight"),
-} | {
-    f"feed_forward_{i}.{place}_norm": Source(f"feed_forward{i}.{place}_layer_norm.weight") for i in (1, 2) for place in ("pre", "post")
-}
+} | {f"feed_forward_{i}.{place}_norm": Source(f"feed_forward{i}.{place}_layer_norm.weight") for i in (1, 2) for place in ("pre", "post")}
 _AUDIO_LINEARS = (
     {f"attention.{name}": f"self_attn.{name}_proj" for name in "qkv"}
     | {"attention.o": "self_attn.post", "convolution.start": "lconv1d.linear_start", "convolution.end": "lconv1d.linear_end"}
@@ -341,7 +338,9 @@ def _of_layer(text: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
             changed.pop("num_key_value_heads", None)
     unknown = set(changed) - {"head_dim", "num_key_value_heads"}
     if unknown:
-        raise ValueError(f"config.json changes {', '.join(sorted(unknown))} in layer {number}; pollux knows head_dim and num_key_value_heads")
+        raise ValueError(
+            f"config.json changes {', '.join(sorted(unknown))} in layer {number}; pollux knows head_dim and num_key_value_heads"
+        )
     return text | changed
 
 

@@ -17,6 +17,7 @@ from pollux.model import towers
 from pollux.model.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig, SoftInputConfig
 from pollux.model.spec import Params, Spec, is_spec, stack
 
+
 def _norm(config: ModelConfig, size: int, axis: str | None = None) -> dict[str, Spec]:
     spec = {"scale": Spec((size,), (axis,), 1.0)}
     if config.norm == "layer":
@@ -127,9 +128,7 @@ def declare(config: ModelConfig) -> Params:
     specs: Params = {
         "embed": Spec((config.vocab_size, d), ("vocab", "embed"), "normal", d),
         "soft": {s.name: _soft(config, s) for s in config.soft_inputs},
-        "groups": tuple(
-            stack(_layer(config, layer), config.num_groups) for layer in (config.pattern if config.num_groups else ())
-        ),
+        "groups": tuple(stack(_layer(config, layer), config.num_groups) for layer in (config.pattern if config.num_groups else ())),
         "tail": tuple(_layer(config, layer) for layer in config.tail),
         "final_norm": _norm(config, d, "embed"),
         "log_temperature": Spec((), (), math.log(0.07)),

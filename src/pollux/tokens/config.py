@@ -11,13 +11,16 @@ from pollux.plain import from_plain
 @dataclass(frozen=True)
 class ImageTokens:
     """Patches of `patch`x`patch` pixels every `stride` pixels; an image is shrunk (never enlarged beyond one
-    stride) to at most `max_tokens` patches, keeping its aspect ratio. patch > stride gives overlapping patches."""
+    stride) to at most `max_tokens` patches, keeping its aspect ratio. patch > stride gives overlapping patches.
+    With `fill`, as in Gemma 4, it is enlarged too, to as many whole patches as the budget and its aspect ratio allow."""
 
     patch: int = 16
     stride: int = 16
     max_tokens: int = 256
     standardise: bool = False  # subtract each channel's mean over the image and divide by the deviation; else pixels are in [-1, 1]
     two_way: bool = True  # patches of one image see each other both ways
+    fill: bool = False
+    unit: bool = False  # pixels are in [0, 1]
 
     def __post_init__(self):
         _require_patches(self)
@@ -29,9 +32,10 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class AudioTokens:
-    """Log-mel frames, `stack` of them a token, or raw samples (`kind="raw"`, `frame` samples a token)."""
+    """Log-mel frames, `stack` of them a token, or raw samples (`kind="raw"`, `frame` samples a token). "usm_mel" are the frames of
+    Gemma 4's audio tower: magnitudes on HTK's scale, the first window centred at 0 s."""
 
-    kind: str = "log_mel"  # or "raw"
+    kind: str = "log_mel"  # or "usm_mel" or "raw"
     rate: int = 16_000  # Hz
     window: int = 400  # samples, 25 ms
     hop: int = 160  # samples, 10 ms
@@ -42,12 +46,16 @@ class AudioTokens:
     two_way: bool = False
 
     def __post_init__(self):
-        if self.kind not in ("log_mel", "raw"):
-            raise ValueError(f"audio kind {self.kind!r} must be 'log_mel' or 'raw'")
+        if self.kind not in ("log_mel", "usm_mel", "raw"):
+            raise ValueError(f"audio kind {self.kind!r} must be 'log_mel', 'usm_mel' or 'raw'")
 
     @property
     def features(self) -> int:
-        return self.mels * self.stack if self.kind == "log_mel" else self.frame
+        return self.frame if self.kind == "raw" else self.mels * self.stack
+
+    @property
+    def samples_per_token(self) -> int:
+        return self.frame if self.kind == "raw" else self.hop * self.stack
 
 
 @dataclass(frozen=True)

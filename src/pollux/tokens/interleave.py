@@ -19,7 +19,7 @@ from pollux.media import DEFAULT_LIMITS, Kind, Limits, MediaError, called
 from pollux.tokens import audio, image, video
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.sequence import Modality, Sequence, Soft
-from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
+from pollux.tokens.vocabulary import Vocabulary
 
 ALIGN_BRANCH = -1
 
@@ -49,13 +49,16 @@ def encode(
     Raises ValueError if a model turn holds media it cannot produce or a picture without a codec, if a branch does not open with
     a turn, or if there is a text to align but no media; MediaError (a ValueError) if a file cannot be read.
     """
-    writer = _Writer(vocabulary, config, codec, limits)
+    writer = Writer(vocabulary, config, codec, limits)
     writer.aligning = document.align is not None
-    writer.write([SPECIAL_IDS["<bos>"]])
+    ids = vocabulary.specials
+    if vocabulary.template is not None:
+        return vocabulary.template.write_document(writer, document).sequence()
+    writer.write([ids["<bos>"]])
     for content in document.contents:
         writer.turn(content)
     if not document.branches and all(content.role == "" for content in document.contents):
-        writer.write([SPECIAL_IDS["<eos>"]], target=1)
+        writer.write([ids["<eos>"]], target=1)
     if writer.aligning and not writer.soft:
         raise ValueError("a document with a text to align needs an image, audio or video in its contents")
     writer.aligning = False
@@ -67,7 +70,7 @@ def encode(
             writer.turn(content)
     if document.align is not None:
         writer.start_branch(ALIGN_BRANCH)
-        writer.write([SPECIAL_IDS["<bos>"]])
+        writer.write([ids["<bos>"]])
         writer.write(vocabulary.encode_text(document.align), pool=2)
     return writer.sequence()
 
@@ -82,15 +85,17 @@ def encode_prompt(
     """One sequence that a model continues: it ends with `<model>`, inside the last turn if that is the model's, or in the
     running text if the last content has role "". Raises ValueError as `encode` does."""
     contents = tuple(contents)
-    writer = _Writer(vocabulary, config, codec, limits)
-    writer.write([SPECIAL_IDS["<bos>"]])
+    writer = Writer(vocabulary, config, codec, limits)
+    if vocabulary.template is not None:
+        return vocabulary.template.write_prompt(writer, contents).sequence()
+    writer.write([vocabulary.specials["<bos>"]])
     for content in contents[:-1]:
         writer.turn(content)
     last = contents[-1] if contents else None
     if last is not None:
         writer.turn(last, close=last.role != "model")
     if last is None or last.role not in ("model", ""):
-        writer.write([SPECIAL_IDS["<model>"]])
+        writer.write([vocabulary.specials["<model>"]])
     return writer.sequence()
 
 
@@ -106,25 +111,23 @@ def decode_parts(ids: Iterable[int], vocabulary: Vocabulary, codec: PictureCodec
     Reading ends at `<end_of_turn>` or `<eos>`. A picture or call whose closing token never came is left out, a call that is not the
     JSON of a call is returned as Text. Raises ValueError if there is a picture but no codec, or its codes are not in order.
     """
+    specials = vocabulary.specials
+    openings = {specials[name]: name for name in ("<draw>", "<call>") if name in specials}
     parts: list[Part] = []
     span: list[int] = []
     opened = ""
     for i in map(int, ids):
-        if i in _ENDS:
+        if i in vocabulary.stops:
             break
-        if i in _OPENINGS:
+        if i in openings:
             parts += _text(span, vocabulary) if not opened else ()
-            opened, span = _OPENINGS[i], []
-        elif opened and i == SPECIAL_IDS["</" + opened[1:]]:
+            opened, span = openings[i], []
+        elif opened and i == specials["</" + opened[1:]]:
             parts.append(_picture(span, vocabulary, codec) if opened == "<draw>" else _call(vocabulary.decode(span)))
             opened, span = "", []
-        elif i >= len(SPECIAL_IDS):
+        elif i not in vocabulary.special_ids:
             span.append(i)
     return (*parts, *_text(span, vocabulary)) if not opened else tuple(parts)
-
-
-_ENDS = {SPECIAL_IDS["<end_of_turn>"], SPECIAL_IDS["<eos>"]}
-_OPENINGS = {SPECIAL_IDS[name]: name for name in ("<draw>", "<call>")}
 
 
 def _text(ids: list[int], vocabulary: Vocabulary) -> tuple[Part, ...]:
@@ -147,8 +150,8 @@ def _call(text: str) -> Part:
     return FunctionCall(data["name"], data["args"], data.get("id"))
 
 
-class _Writer:
-    """Appends tokens run by run; the arrays of the sequence are built once, at the end."""
+class Writer:
+    """Appends tokens run by run; the arrays of the sequence are built once, at the end. Also for template.py."""
 
     def __init__(self, vocabulary: Vocabulary, config: TokensConfig, codec: PictureCodec | None, limits: Limits):
         if codec is not None and tuple(codec.levels) != vocabulary.code_levels:
@@ -173,12 +176,12 @@ class _Writer:
             return
         name = modality.name.lower()
         self.soft.setdefault(name, []).append((len(self.ids), features, coord))
-        self.write([SPECIAL_IDS[f"<{name}_soft>"]] * len(features), modality=modality, group=group, pool=int(self.aligning))
+        self.write([self.vocabulary.specials[f"<{name}_soft>"]] * len(features), modality=modality, group=group, pool=int(self.aligning))
 
     def turn(self, content: Content, close: bool = True) -> None:
         """One content; `close=False` leaves the turn open."""
         if content.role:
-            self.write([SPECIAL_IDS[f"<{content.role}>"]])
+            self.write([self.vocabulary.specials[f"<{content.role}>"]])
         target = float(content.role in ("model", ""))
         for part in content.parts:
             if isinstance(part, Text):
@@ -192,21 +195,23 @@ class _Writer:
             else:
                 raise ValueError(f"a model turn holds {type(part).__name__}, but a model writes only text, calls and pictures")
         if content.role and close:
-            self.write([SPECIAL_IDS["<end_of_turn>"]], float(content.role == "model"))
+            self.write([self.vocabulary.specials["<end_of_turn>"]], float(content.role == "model"))
 
     def function(self, part: FunctionCall | FunctionResponse, target: float) -> None:
         name = "call" if isinstance(part, FunctionCall) else "response"
         fields = {key: value for key, value in asdict(part).items() if value is not None}
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-        self.write([SPECIAL_IDS[f"<{name}>"], *self.vocabulary.encode_text(text), SPECIAL_IDS[f"</{name}>"]], target)
+        self.write(
+            [self.vocabulary.specials[f"<{name}>"], *self.vocabulary.encode_text(text), self.vocabulary.specials[f"</{name}>"]], target
+        )
 
     def draw(self, part: Image) -> None:
         if self.codec is None:
             raise ValueError("a model turn holds an image, which is drawn with an image codec, but there is none: train one or pass codec")
         pixels = image.resize(part.pixels(self.limits), *self.codec.size)
         digits = self.vocabulary.code_ids(np.asarray(self.codec.encode(pixels[None])[0])).tolist()
-        self.write([SPECIAL_IDS["<draw>"]], target=1)
-        self.write([*digits, SPECIAL_IDS["</draw>"]], target=1, modality=Modality.DRAW)
+        self.write([self.vocabulary.specials["<draw>"]], target=1)
+        self.write([*digits, self.vocabulary.specials["</draw>"]], target=1, modality=Modality.DRAW)
 
     def media(self, part: Image | Audio | Video) -> None:
         """Raises MediaError that names the file."""
@@ -222,32 +227,34 @@ class _Writer:
             features, coord = image.patches(part.pixels(self.limits), config.image)
             self.span(Modality.IMAGE, features, coord, self.new_group(config.image.two_way))
         elif isinstance(part, Audio):
-            self.sound(audio.tokens(part.samples(config.audio.rate, self.limits), config.audio), self.new_group(config.audio.two_way))
+            samples = part.samples(config.audio.rate, self.limits)
+            coord = audio.coordinates(len(samples), config.audio)
+            self.span(Modality.AUDIO, audio.tokens(samples, config.audio), coord, self.new_group(config.audio.two_way))
         else:
             self.video(part)
 
     def video(self, part: Video) -> None:
         config = self.config.video
+        if "<video>" not in self.vocabulary.specials:
+            raise ValueError("pollux does not read videos with this model yet: give it pictures of the video")
         frames, times = part.frames(config.fps, config.max_frames, self.limits)
         sound = part.samples(self.config.audio.rate, self.limits) if config.sound else np.zeros(0, np.float32)
         group = self.new_group(config.two_way)
-        self.write([SPECIAL_IDS["<video>"]], modality=Modality.VIDEO, group=group)
+        self.write([self.vocabulary.specials["<video>"]], modality=Modality.VIDEO, group=group)
         for frame in video.tokens(frames, times, sound, config, self.config.audio):
             self.write(self.vocabulary.encode_text(frame.time), modality=Modality.VIDEO, group=group)
             self.write_soft(Modality.VIDEO, frame.features, frame.coord, group)
             if len(frame.sound):
-                self.sound(frame.sound, group, markers=group)
-        self.write([SPECIAL_IDS["</video>"]], modality=Modality.VIDEO, group=group)
-
-    def sound(self, features: np.ndarray, group: int, markers: int = 0) -> None:
-        self.span(Modality.AUDIO, features, np.zeros((len(features), 2), np.int32), group, markers)
+                coord = audio.coordinates(len(frame.sound) * self.config.audio.samples_per_token, self.config.audio)
+                self.span(Modality.AUDIO, frame.sound, coord, group, markers=group)
+        self.write([self.vocabulary.specials["</video>"]], modality=Modality.VIDEO, group=group)
 
     def span(self, modality: Modality, features: np.ndarray, coord: np.ndarray, group: int, markers: int = 0) -> None:
         """Soft tokens in `group` between markers, which are causal unless they lie inside a clip."""
         name = modality.name.lower()
-        self.write([SPECIAL_IDS[f"<{name}>"]], modality=modality, group=markers)
+        self.write([self.vocabulary.specials[f"<{name}>"]], modality=modality, group=markers)
         self.write_soft(modality, features, coord, group)
-        self.write([SPECIAL_IDS[f"</{name}>"]], modality=modality, group=markers)
+        self.write([self.vocabulary.specials[f"</{name}>"]], modality=modality, group=markers)
 
     def new_group(self, two_way: bool) -> int:
         self.num_groups += two_way
