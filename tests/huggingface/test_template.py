@@ -9,8 +9,8 @@ import pollux
 from pollux.content import Content, Document, FunctionCall, Image, Text, Video
 from pollux.media import VideoArray
 from pollux.tokens.config import TokensConfig
-from pollux.tokens.huggingface import vocabulary as read_vocabulary
 from pollux.tokens.interleave import decode_parts, encode, encode_prompt
+from pollux.tokens.vocabulary import Vocabulary
 
 
 def user(*parts):
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vocabulary(folder):
-    return read_vocabulary(folder)
+    return Vocabulary.load(folder)
 
 
 def test_special_tokens_that_a_person_spells_are_text(vocabulary):

@@ -40,7 +40,7 @@ def tokens(files: tyro.conf.Positional[tuple[Path, ...]], /, model: Path | None 
     rows = []
     for file in files:
         counts = {name: 0 for name in names}
-        for document in _documents(file):
+        for document in _documents(file, "user" if vocabulary.template else ""):
             for name, number in count(encode(document, vocabulary, config, codec)).items():
                 counts[name] += number
         rows.append((str(file), counts))
@@ -52,13 +52,13 @@ def tokens(files: tyro.conf.Positional[tuple[Path, ...]], /, model: Path | None 
         print(f"{name:{width}}" + "".join(f"{number:>10,}" for number in (*counts.values(), sum(counts.values()))))
 
 
-def _documents(file: Path) -> list[Document]:
-    """A file as running content. Raises MediaError if it is neither a medium nor text."""
+def _documents(file: Path, role: str) -> list[Document]:
+    """A file as running content, a medium in a turn of `role`. Raises MediaError if it is neither a medium nor text."""
     if file.suffix.lower() == ".jsonl":
         return list(read_jsonl(file))
     kind = media_kind(file)
     if kind is not None:
-        return [Document((Content("", (PARTS[kind](file),)),))]
+        return [Document((Content(role, (PARTS[kind](file),)),))]
     try:
         return [Document((Content("", (Text(file.read_text(encoding="utf-8")),)),))]
     except UnicodeDecodeError as error:

@@ -26,7 +26,7 @@ from pollux.model.params import Params, count
 from pollux.tokens import sequence as tokens
 from pollux.tokens.codec import Codec
 from pollux.tokens.config import TokensConfig
-from pollux.tokens.huggingface import vocabulary as foreign_vocabulary
+from pollux.tokens.huggingface import is_folder
 from pollux.tokens.interleave import count as count_modalities
 from pollux.tokens.interleave import encode, encode_prompt
 from pollux.tokens.vocabulary import Vocabulary
@@ -172,15 +172,12 @@ def load(path: str | Path, dtype: Any = None) -> Model:
     path = Path(path)
     config, tokens_config = folder.load_config(path)
     codec = Codec.load(path) if (path / "codec.json").is_file() else None
-    vocabulary = None
-    if (path / "tokenizer.json").is_file():
-        foreign = huggingface.is_folder(path)
-        vocabulary = foreign_vocabulary(path) if foreign else Vocabulary.load(path, codec.levels if codec else ())
+    vocabulary = Vocabulary.load(path, codec.levels if codec else ()) if (path / "tokenizer.json").is_file() else None
     model = Model(folder.load_params(path, config, dtype), config, tokens_config, vocabulary, codec)
     if (path / SAMPLING_FILE).is_file():
         try:
             settings = json.loads((path / SAMPLING_FILE).read_text())
-            model.sampling = model._sampling(huggingface.sampling(settings) if huggingface.is_folder(path) else settings)
+            model.sampling = model._sampling(huggingface.sampling(settings) if is_folder(path) else settings)
         except ValueError as error:
             raise ValueError(f"{path / SAMPLING_FILE}: {error}") from error
     return model

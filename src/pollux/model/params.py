@@ -185,7 +185,9 @@ def count_by_part(config: ModelConfig) -> dict[str, int]:
     parts: dict[str, int] = {}
     for path, spec in jax.tree_util.tree_leaves_with_path(declare(config), is_leaf=is_spec):
         names = [str(getattr(p, "key", getattr(p, "idx", ""))) for p in path]
-        if names[0] in ("groups", "tail"):
+        if "per_layer" in names:
+            part = "per-layer embeddings"
+        elif names[0] in ("groups", "tail"):
             part = names[2] if names[2] in ("attention", "feed_forward", "experts", "cross_attention") else "norms"
         elif names[0] == "soft":
             part = f"{names[1]} input"
@@ -201,11 +203,11 @@ def flops_per_token(config: ModelConfig, context: int) -> int:
     Counts matrix products only; a routed expert counts top_k times, a local layer sees at most its window. Cross-attention, whose cost
     depends on the soft tokens of the row, is not counted.
     """
-    total = 2 * config.d_model * config.vocab_size
+    total = 2 * config.d_model * (config.vocab_size + 3 * config.num_layers * config.per_layer_width)
     for layer in config.layers:
         a = layer.attention
         seen = min(context, a.window) if a.window else context
-        kv = 1 if a.values_reuse_keys else 2
+        kv = 0 if a.shares_kv else 1 if a.values_reuse_keys else 2
         total += 2 * config.d_model * a.head_dim * (2 * a.num_heads + kv * a.num_kv_heads) + 4 * seen * a.num_heads * a.head_dim
         if layer.feed_forward:
             total += 2 * config.d_model * layer.feed_forward.hidden * (3 if layer.feed_forward.gated else 2)
@@ -219,5 +221,5 @@ def kv_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> dict[st
     sizes = {"global": 0, "local": 0}
     for layer in config.layers:
         a = layer.attention
-        sizes["local" if a.window else "global"] += 2 * a.num_kv_heads * a.head_dim * bytes_per_value
+        sizes["local" if a.window else "global"] += 0 if a.shares_kv else 2 * a.num_kv_heads * a.head_dim * bytes_per_value
     return sizes

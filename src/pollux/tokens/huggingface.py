@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig
 from pollux.tokens.template import Template
-from pollux.tokens.vocabulary import FILE, Vocabulary
+from pollux.tokens.vocabulary import Vocabulary
 
 TEMPLATE = "chat_template.jinja"
 MAX_SOUND = 750  # tokens, 30 s
@@ -27,9 +27,14 @@ _IDS = {  # our names by theirs in config.json
 _CALLS = {"<call>": "<|tool_call>", "</call>": "<tool_call|>", "<response>": "<|tool_response>", "</response>": "<tool_response|>"}
 
 
-def vocabulary(folder: Path) -> Vocabulary:
+def is_folder(folder: Path) -> bool:
+    """Does config.json say "model_type", as transformers writes it?"""
+    data = _json(folder / "config.json")
+    return isinstance(data, dict) and "model_type" in data
+
+
+def vocabulary(folder: Path, tokenizer: Tokenizer) -> Vocabulary:
     """The tokenizer of the folder with its special tokens, the ids that end a turn, and the chat template."""
-    tokenizer = Tokenizer.from_file(str(folder / FILE))
     data = _json(folder / "config.json")
     text = data.get("text_config", data)
     specials = {ours: data[theirs] for theirs, ours in _IDS.items() if data.get(theirs) is not None}

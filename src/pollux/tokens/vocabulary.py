@@ -94,7 +94,9 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: str | Path, code_levels: Iterable[int] = ()) -> Vocabulary:
-        """Read `tokenizer.json` from a model folder of this project. Raises FileNotFoundError or ValueError naming the file."""
+        """Read `tokenizer.json` and what belongs to it from a model folder. Raises FileNotFoundError or ValueError naming the file."""
+        from pollux.tokens import huggingface  # which needs this class
+
         path = Path(folder) / FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: a folder with a vocabulary holds a {FILE}")
@@ -102,6 +104,8 @@ class Vocabulary:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"{path} is damaged: {error}") from error
+        if huggingface.is_folder(Path(folder)):
+            return huggingface.vocabulary(Path(folder), tokenizer)
         if not (Path(folder) / TEMPLATE_FILE).is_file():
             return cls(tokenizer, code_levels)
         try:
