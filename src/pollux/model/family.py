@@ -48,6 +48,7 @@ def pattern(
     native: int = NATIVE_LENGTH,
     parallel: bool = False,
     experts: ExpertsConfig | None = None,
+    value_norm: bool = True,
 ) -> tuple[LayerConfig, ...]:
     """`local` sliding-window layers with RoPE, then one global layer without position whose queries scale with log n.
 
@@ -58,8 +59,8 @@ def pattern(
     def layer(attention: AttentionConfig) -> LayerConfig:
         return LayerConfig(attention, dense, experts, parallel)
 
-    near = AttentionConfig(num_heads, num_kv_heads, head_dim, window=window)
-    far = AttentionConfig(num_heads, num_kv_heads, head_dim, position="none", log_n_native=native)
+    near = AttentionConfig(num_heads, num_kv_heads, head_dim, window=window, value_norm=value_norm)
+    far = AttentionConfig(num_heads, num_kv_heads, head_dim, position="none", log_n_native=native, value_norm=value_norm)
     return (layer(near),) * local + (layer(far),)
 
 
@@ -70,7 +71,7 @@ def tiny(vocab_size: int = 1024, tokens: TokensConfig | None = None) -> ModelCon
     of 32 values is too narrow a way for what a patch shows.
     """
     feed_forward = FeedForwardConfig(512, "relu2", gated=False)
-    block = pattern(4, 4, 32, feed_forward, local=1, window=128, native=2048)
+    block = pattern(4, 4, 32, feed_forward, local=1, window=128, native=2048, value_norm=False)
     inputs = small_soft_inputs(tokens or TokensConfig(), hidden=256, stem=((4, 2, 24), (3, 2, 48)), colour_grid=4)
     return ModelConfig("tiny", vocab_size, 128, block, num_groups=2, soft_inputs=inputs, post_norm=False, max_positions=2048)
 

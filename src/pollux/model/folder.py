@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def tensor_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(p, "key", getattr(p, "idx", p))) for p in path)
 
 
-def _named(params: Params) -> dict[str, np.ndarray]:
+def named(params: Params) -> dict[str, np.ndarray]:
+    """All tensors by their names, as numpy arrays."""
     return {tensor_name(path): np.asarray(leaf, order="C") for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
@@ -43,24 +44,29 @@ def save(folder: str | Path, params: Params, config: ModelConfig, tokens: Tokens
     """Write config.json and the weights. Each file is written beside its place and then renamed, so a reader never sees half of it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder, named(params).items())
+    data = {"model": config.to_json(), "tokens": dataclasses.asdict(tokens or TokensConfig())}
+    _replace(folder / "config.json", lambda path: path.write_text(json.dumps(data, indent=1)))
+
+
+def save_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write tensors as one safetensors file, or as several with an index if they are large."""
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
-    for name, array in _named(params).items():
+    for name, array in tensors:
         if size + array.nbytes > SHARD_BYTES and shards[-1]:
             shards.append({})
             size = 0
-        shards[-1][name] = array
+        shards[-1][name] = np.ascontiguousarray(array)
         size += array.nbytes
     files = ["model.safetensors"] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
-        _replace(folder / file, functools.partial(save_file, shard))
+        _replace(folder / file, functools.partial(save_file, shard, metadata={"format": "pt"}))
     if len(shards) == 1:
         (folder / INDEX).unlink(missing_ok=True)  # of a larger model that was here before
     else:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         _replace(folder / INDEX, lambda path: path.write_text(json.dumps({"weight_map": weight_map}, indent=1)))
-    data = {"model": config.to_json(), "tokens": dataclasses.asdict(tokens or TokensConfig())}
-    _replace(folder / "config.json", lambda path: path.write_text(json.dumps(data, indent=1)))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
@@ -106,15 +112,18 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
         if theirs is not None and name not in theirs:
             return jnp.full(spec.shape, spec.init, dtype or jnp.float32)  # what that layout does not know, such as log_temperature
         found = (Source(name),) if theirs is None else theirs[name]
-        one = found[0].read(get(found[0].name))
-        if len(found) == 1 and one.shape == spec.shape:
-            return jnp.asarray(one, dtype)
-        if (len(found), *one.shape) != spec.shape:
-            raise ValueError(f"tensor {found[0].name} in {folder} has shape {one.shape}, config.json wants {spec.shape[len(found) > 1 :]}")
-        stacked = np.empty(spec.shape, dtype or one.dtype)
+        stacked = theirs is not None and huggingface.is_stacked(name)
+        wanted = spec.shape[1:] if stacked else spec.shape
         for i, source in enumerate(found):
-            stacked[i] = source.read(get(source.name))
-        return jnp.asarray(stacked)
+            one = source.read(get(source.name))
+            if one.shape != wanted:
+                raise ValueError(f"tensor {source.name} in {folder} has shape {one.shape}, config.json wants {wanted}")
+            if not stacked:
+                return jnp.asarray(one, dtype)
+            if i == 0:
+                whole = np.empty(spec.shape, dtype or one.dtype)
+            whole[i] = one
+        return jnp.asarray(whole)
 
     return jax.tree_util.tree_map_with_path(read, declare(config), is_leaf=is_spec)
 
@@ -138,7 +147,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
 def hash_params(params: Params) -> str:
     """SHA-256 of all tensors: names, dtypes, shapes and bytes, in the order of their names."""
     digest = hashlib.sha256()
-    for name, array in sorted(_named(params).items()):
+    for name, array in sorted(named(params).items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

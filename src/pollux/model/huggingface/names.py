@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,8 +37,21 @@ class Source:
             array = array[..., :half, :] if self.change == "first half" else array[..., half:, :]
         return array.swapaxes(-1, -2)
 
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """Our tensor -> theirs, or the half of it that this is."""
+        if self.change == "same":
+            return array
+        if self.change == "scalar":
+            return array.reshape(1)
+        return array.T[:, None] if self.change == "kernel" else array.swapaxes(-1, -2)
 
-def sources(config: ModelConfig, data: dict[str, Any]) -> dict[str, tuple[Source, ...]]:
+
+def is_stacked(name: str) -> bool:
+    """Has our tensor the layers of a group, or of a tower, on its first axis?"""
+    return name.startswith("groups.") or ".tower.layers." in name
+
+
+def sources(config: ModelConfig, data: Mapping[str, Any]) -> dict[str, tuple[Source, ...]]:
     """For each tensor of ours, by name (folder.tensor_name): where it comes from; several sources are stacked on a new first axis.
 
     A tensor that is missing here has no counterpart and keeps its initial value.
