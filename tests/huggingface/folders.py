@@ -31,7 +31,7 @@ MEDIA = {
     "boa_token": "<|audio>",
     "eoa_token": "<audio|>",
 }
-TURNS = ["<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>"]
+TURNS = ["<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>", '<|"|>']
 TEMPLATE = """{{ bos_token }}{%- for message in messages -%}
 {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
 {{ '<|turn>' + role + '\\n' }}

@@ -8,6 +8,7 @@ import pytest
 import pollux
 from pollux.content import Content, Document, FunctionCall, Image, Text, Video
 from pollux.media import VideoArray
+from pollux.tokens.calls import read_call
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.interleave import decode_parts, encode, encode_prompt
 from pollux.tokens.vocabulary import Vocabulary
@@ -95,3 +96,31 @@ def test_a_saved_model_is_loaded_with_its_template_and_answers_the_same(folder, 
 
 def test_weights_can_be_read_in_another_type(folder):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(pollux.load(folder, dtype="bfloat16").params)} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ('call:weather{city:<|"|>Paris, FR<|"|>,days:3}', FunctionCall("weather", {"city": "Paris, FR", "days": 3})),
+        ("call:stop{}", FunctionCall("stop", {})),
+        (
+            'call:f{on:true,x:-1.5e2,list:[1,<|"|>a}<|"|>],in:{<|"|>k<|"|>:null,z:[]}}',
+            FunctionCall("f", {"on": True, "x": -150.0, "list": [1, "a}"], "in": {"k": None, "z": []}}),
+        ),
+        ("call:f{a:}", Text("call:f{a:}")),
+        ('call:f{a:<|"|>open}', Text('call:f{a:<|"|>open}')),
+        ("call:f{a:1} and", Text("call:f{a:1} and")),
+    ],
+)
+def test_calls_are_read_as_gemma_writes_them(written, expected):
+    assert read_call(written) == expected
+
+
+def test_an_answer_has_its_calls_and_leaves_its_thoughts_out(vocabulary):
+    names = {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'}
+    ids = {name: vocabulary.tokenizer.token_to_id(name) for name in names}
+    words = vocabulary.encode_text
+    quoted = [ids['<|"|>'], *words("Oslo"), ids['<|"|>']]
+    call = [ids["<|tool_call>"], *words("call:weather{city:"), *quoted, *words("}"), ids["<tool_call|>"]]
+    written = [ids["<|channel>"], *words("thought\nhm"), ids["<channel|>"], *words("so: "), *call, *vocabulary.stops[1:]]
+    assert decode_parts(written, vocabulary) == (Text("so: "), FunctionCall("weather", {"city": "Oslo"}))

@@ -56,7 +56,7 @@ class Answer:
     def __init__(self, sampling: Sampling, usage: dict[str, int], vocabulary: Vocabulary, codec: PictureCodec | None):
         self.sampling, self.finish_reason = sampling, ""
         self._prompt_usage, self._vocabulary, self._codec = usage, vocabulary, codec
-        self._closings = [vocabulary.specials[name] for name in ("</draw>", "</call>") if name in vocabulary.specials]
+        self._closings = [vocabulary.specials[name] for name in ("</draw>", "</call>", "</thought>") if name in vocabulary.specials]
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self._closed: tuple[Part, ...] = ()  # parts up to the last closed drawing or call

@@ -24,7 +24,7 @@ _IDS = {  # our names by theirs in config.json
     "eoa_token_index": "</audio>",
     "video_token_id": "<video_soft>",
 }
-_CALLS = {"<call>": "<|tool_call>", "</call>": "<tool_call|>", "<response>": "<|tool_response>", "</response>": "<tool_response|>"}
+_SPANS = {"<call>": "<|tool_call>", "</call>": "<tool_call|>", "<thought>": "<|channel>", "</thought>": "<channel|>"}
 
 
 def is_folder(folder: Path) -> bool:
@@ -38,7 +38,7 @@ def vocabulary(folder: Path, tokenizer: Tokenizer) -> Vocabulary:
     data = _json(folder / "config.json")
     text = data.get("text_config", data)
     specials = {ours: data[theirs] for theirs, ours in _IDS.items() if data.get(theirs) is not None}
-    specials |= {ours: i for ours, name in _CALLS.items() if (i := tokenizer.token_to_id(name)) is not None}
+    specials |= {ours: i for ours, name in _SPANS.items() if (i := tokenizer.token_to_id(name)) is not None}
     specials |= {name: text[f"{name[1:-1]}_token_id"] for name in ("<pad>", "<bos>") if text.get(f"{name[1:-1]}_token_id") is not None}
     stops = _many(_json(folder / "generation_config.json").get("eos_token_id")) or _many(text.get("eos_token_id"))
     placeholders = {tokenizer.id_to_token(specials[f"<{kind}_soft>"]): kind for kind in ("image", "audio", "video")

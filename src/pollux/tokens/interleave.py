@@ -17,6 +17,7 @@ import numpy as np
 from pollux.content import Audio, Content, Document, FunctionCall, FunctionResponse, Image, Part, Text, Video
 from pollux.media import DEFAULT_LIMITS, Kind, Limits, MediaError, called
 from pollux.tokens import audio, image, video
+from pollux.tokens.calls import read_call
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.sequence import Modality, Sequence, Soft
 from pollux.tokens.vocabulary import Vocabulary
@@ -106,13 +107,13 @@ def count(sequence: Sequence) -> dict[str, int]:
 
 
 def decode_parts(ids: Iterable[int], vocabulary: Vocabulary, codec: PictureCodec | None = None) -> tuple[Part, ...]:
-    """Parts of what a model wrote after `<model>`: Text, Image (uint8 array) and FunctionCall, in order.
+    """Parts of what a model wrote after `<model>`: Text, Image (uint8 array) and FunctionCall, in order; thoughts are left out.
 
-    Reading ends at `<end_of_turn>` or `<eos>`. A picture or call whose closing token never came is left out, a call that is not the
-    JSON of a call is returned as Text. Raises ValueError if there is a picture but no codec, or its codes are not in order.
+    Reading ends at an id that ends a turn. A picture or call whose closing token never came is left out, a call that cannot be
+    read is returned as Text. Raises ValueError if there is a picture but no codec, or its codes are not in order.
     """
     specials = vocabulary.specials
-    openings = {specials[name]: name for name in ("<draw>", "<call>") if name in specials}
+    openings = {specials[name]: name for name in ("<draw>", "<call>", "<thought>") if name in specials}
     parts: list[Part] = []
     span: list[int] = []
     opened = ""
@@ -123,9 +124,10 @@ def decode_parts(ids: Iterable[int], vocabulary: Vocabulary, codec: PictureCodec
             parts += _text(span, vocabulary) if not opened else ()
             opened, span = openings[i], []
         elif opened and i == specials["</" + opened[1:]]:
-            parts.append(_picture(span, vocabulary, codec) if opened == "<draw>" else _call(vocabulary.decode(span)))
+            if opened != "<thought>":
+                parts.append(_picture(span, vocabulary, codec) if opened == "<draw>" else read_call(vocabulary.decode(span)))
             opened, span = "", []
-        elif i not in vocabulary.special_ids:
+        elif opened == "<call>" or i not in vocabulary.special_ids:
             span.append(i)
     return (*parts, *_text(span, vocabulary)) if not opened else tuple(parts)
 
@@ -138,16 +140,6 @@ def _picture(ids: list[int], vocabulary: Vocabulary, codec: PictureCodec | None)
     if codec is None:
         raise ValueError("the model drew a picture but there is no image codec to decode it: load one beside the model")
     return Image(codec.decode(vocabulary.codes(np.array(ids, np.int32))[None])[0])
-
-
-def _call(text: str) -> Part:
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError:
-        return Text(text)
-    if not isinstance(data, dict) or not isinstance(data.get("name"), str) or not isinstance(data.get("args"), dict):
-        return Text(text)
-    return FunctionCall(data["name"], data["args"], data.get("id"))
 
 
 class Writer:
