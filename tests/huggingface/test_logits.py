@@ -103,3 +103,49 @@ def test_greedy_continuations_are_those_of_transformers(kind, made, files, tmp_p
     ours = pollux.load(tmp_path)
     ours.vocabulary.stops = (0,)
     assert ours.generate(contents, max_output_tokens=64, temperature=0).ids.tolist() == expected
+
+
+def merged(processed) -> tuple:
+    """Patches of 16 pixels and their places -> blocks of 3 x 3 of them, as the processor of the 12B model makes them."""
+    blocks, places = [], []
+    for patches, at in zip(processed["pixel_values"], processed["image_position_ids"], strict=True):
+        size = folders.PATCH * folders.POOL
+        columns, rows = at.max(0) // folders.POOL + 1
+        picture = np.zeros((rows * size, columns * size, 3), np.float32)
+        for patch, (x, y) in zip(patches, at, strict=True):
+            if x >= 0:
+                picture[y * 16 : y * 16 + 16, x * 16 : x * 16 + 16] = patch.reshape(16, 16, 3)
+        cut = picture.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(rows * columns, -1)
+        blocks.append(np.pad(cut, ((0, 70 - len(cut)), (0, 0))))
+        where = [(x, y) for y in range(rows) for x in range(columns)]
+        places.append(np.array(where + [(-1, -1)] * (70 - len(where))))
+    return torch.tensor(np.stack(blocks)), torch.tensor(np.stack(places))
+
+
+def test_raw_patches_and_sounds_of_the_unified_model(made, files, tmp_path):
+    """Its processor needs torchvision; pictures are resized by that of the other models and cut here."""
+    model = folders.unified_model(tmp_path, made)
+    ours = pollux.load(tmp_path)
+    contents = [
+        Content("user", (Image(files / "wide.png"), Text("and"), Image(files / "tall.jpg"), Text("hear"), Audio(files / "short.wav")))
+    ]
+    ids = ours.prompt(contents).ids
+    images = [PIL.Image.open(files / name) for name in ("wide.png", "tall.jpg")]
+    pixels, places = merged(folders.Gemma4ImageProcessorPil(max_soft_tokens=70)(images, return_tensors="np"))
+    samples = soundfile.read(files / "short.wav", dtype="float32")[0]
+    frames = np.pad(samples, (0, -len(samples) % 640)).reshape(1, -1, 640)
+    kinds = torch.tensor(np.select([ids == model.config.image_token_id, ids == model.config.audio_token_id], [1, 3])[None])
+    with torch.no_grad():
+        # Its plain forward lets images see both ways in global layers too; what it prepares for generation does not.
+        there = torch.zeros(1, len(ids), 32)
+        masks = model.create_masks_for_generate(model.config, there, None, None, torch.arange(len(ids))[None], kinds)
+    theirs = reference(
+        model,
+        input_ids=torch.tensor(ids[None].astype(np.int64)),
+        attention_mask=masks,
+        pixel_values=pixels,
+        image_position_ids=places,
+        input_features=torch.tensor(frames),
+        input_features_mask=torch.ones(1, frames.shape[1], dtype=torch.bool),
+    )
+    close(ours.logits(contents), theirs)
