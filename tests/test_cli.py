@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from pollux.recipes import trained_codec
 from pollux.tokens.codec import Codec, CodecConfig, CodecTraining
 from pollux.tokens.codec.model import init
 from pollux.tokens.vocabulary import Vocabulary
+from pollux.train import metrics
 
 CAPACITIES = ("rows", "row_length", "targets_per_row", "soft_per_batch", "seed")
 TRAINABLE = {"tokenizer": ["train"], "codec": ["train"]}
@@ -277,7 +279,7 @@ def test_a_preview_shows_two_pixels_a_character():
 
 
 @pytest.mark.slow
-def test_quickstart_ends_with_a_model_and_a_report_of_every_figure(tmp_path, monkeypatch, capsys):
+def test_quickstart_is_stopped_and_continued_and_ends_with_a_model_and_a_report_of_every_figure(tmp_path, monkeypatch, capsys):
     shape = CodecConfig(form_levels=(4, 4), colour_levels=(4, 4), hidden=8)
     codec = Codec(shape, init(shape, seed=0))
     codec.save(tmp_path / "codec")
@@ -286,13 +288,27 @@ def test_quickstart_ends_with_a_model_and_a_report_of_every_figure(tmp_path, mon
         smoke = load_recipe("smoke")()
         model = dataclasses.replace(smoke.model, vocab_size=smoke.model.vocab_size + sum(codec.levels))
         data = dataclasses.replace(smoke.data, sources=(*smoke.data.sources, SourceConfig("world", "draw")))
-        return dataclasses.replace(smoke, model=model, data=data, codec=str(tmp_path / "codec"), steps=2)
+        return dataclasses.replace(smoke, model=model, data=data, codec=str(tmp_path / "codec"), steps=6, log_every=1)
 
+    def write_and_stop(log, line):
+        write(log, line)
+        if line["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    write = metrics.Log.write
     monkeypatch.setattr(quickstart, "load_recipe", lambda name: recipe)
     (tmp_path / "run").mkdir()
-    code, out, _ = run(capsys, "quickstart", "--out", tmp_path / "run", "--items", 16)
-    assert code == 0, out
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Log, "write", write_and_stop)
+        code, _, err = run(capsys, "quickstart", "--out", tmp_path / "run", "--items", 16)
+    assert code == 130 and "is saved, --resume continues" in err
     assert (tmp_path / "run-1").is_dir()  # what was there before
+    stopped = metrics.read(tmp_path / "run")
+    assert 2 <= stopped[-1]["step"] < 6
+    code, out, _ = run(capsys, "quickstart", "--out", tmp_path / "run", "--items", 16, "--resume")
+    assert code == 0, out
+    assert [line["step"] for line in metrics.read(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert metrics.read(tmp_path / "run")[: len(stopped)] == stopped
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     figures = {"caption_exact", "caption_exact_seen", "caption_exact_shuffled", "vqa_exact", "speech_wer", "video_exact", "draw_correct"}
     assert {"minutes", "parameters", "chance", "vqa_by_type", "video_by_type"} | figures <= set(report)
