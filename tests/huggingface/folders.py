@@ -115,7 +115,8 @@ def processor(made: GemmaTokenizer, monkeypatch) -> Gemma4Processor:
 
 
 def randomise(model) -> None:
-    """Weights that matter: unit-sized products, norms around 1, bounds that clip; queries small, or softmax magnifies rounding."""
+    """Weights that matter: unit-sized products, norms around 1, bounds that clip; queries and steps
+    of the residual stream small, or rounding is magnified."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, values in [*model.named_parameters(), *model.named_buffers()]:
@@ -123,7 +124,7 @@ def randomise(model) -> None:
                 values.fill_(2.5 if name.endswith("max") else -2.5)
             elif values.ndim > 1 and "timescales" not in name:
                 values.normal_(0, values.shape[-1] ** -0.5, generator=generator)
-            elif name.endswith("q_norm.weight"):
+            elif name.endswith("q_norm.weight") or "post_" in name and values.ndim == 1:
                 values.normal_(0.4, 0.1, generator=generator)
             elif name.endswith((".weight", ".bias", ".scalar", "layer_scalar", "expert_scale", "dim_scale", ".scale")):
                 values.normal_(1, 0.2, generator=generator)

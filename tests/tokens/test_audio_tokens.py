@@ -110,5 +110,5 @@ def test_sound_over_the_budget_is_refused_with_its_length():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="'log_mel' or 'raw'"):
+    with pytest.raises(ValueError, match="'log_mel', 'usm_mel' or 'raw'"):
         AudioTokens(kind="wave")

@@ -110,9 +110,8 @@ def _feed(params: Params, config: ModelConfig, grammar: Grammar, state: State, a
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
 def grow(config: ModelConfig, cache: Cache, slots: int) -> Cache:
     """The same cache with room for `slots` tokens a row. Until a ring is full its slots are positions, so it grows like the others."""
-    k = (cache.groups or cache.tail)[0].k
-    soft_slots = cache.soft.shape[1]
-    larger = jax.eval_shape(lambda: empty(config, k.shape[-4], slots, k.dtype, soft_slots))
+    rows, soft_slots = cache.soft.shape[:2]
+    larger = jax.eval_shape(lambda: empty(config, rows, slots, cache.soft.dtype, soft_slots))
     leaves = [
         jnp.pad(old, [(0, new - now) for now, new in zip(old.shape, target.shape, strict=True)])
         for old, target in zip(jax.tree.leaves(cache), jax.tree.leaves(larger), strict=True)

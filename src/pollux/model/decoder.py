@@ -89,7 +89,7 @@ def hidden(
         own_input = None if tail_inputs is None else tail_inputs[i]
         shared = owned[layer.attention.window] if layer.attention.shares_kv else None
         x, layer_cache, layer_balance, owned[layer.attention.window] = _layer(
-            params["tail"][i], config, layer, x, context, cache and cache.tail[i], own_input, shared
+            params["tail"][i], config, layer, x, context, None if cache is None else cache.tail[i], own_input, shared
         )
         balance += layer_balance
         new_tail.append(layer_cache)

@@ -57,7 +57,7 @@ def save_tensors(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> Non
         if size + array.nbytes > SHARD_BYTES and shards[-1]:
             shards.append({})
             size = 0
-        shards[-1][name] = np.ascontiguousarray(array)
+        shards[-1][name] = np.asarray(array, order="C")
         size += array.nbytes
     files = ["model.safetensors"] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
@@ -110,6 +110,7 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
     def read(path, spec: Spec) -> jax.Array:
         name = tensor_name(path)
         if theirs is not None and name not in theirs:
+            assert spec.init != "normal", name
             return jnp.full(spec.shape, spec.init, dtype or jnp.float32)  # what that layout does not know, such as log_temperature
         found = (Source(name),) if theirs is None else theirs[name]
         stacked = theirs is not None and huggingface.is_stacked(name)

@@ -30,7 +30,7 @@ def declare(tower: Tower, features: int) -> tuple[int, dict[str, Any]]:
     if isinstance(tower, FrameTower):
         return features, {}
     width = tower.width
-    spec = {
+    spec: dict[str, Any] = {
         "patch": Spec((features, width), ("features", None)),
         "patch_bias": Spec((width,), (None,), 0.0),
         "positions": Spec((tower.positions, 2, width), ("grid", None, None), "normal", 16 * width),

@@ -20,6 +20,7 @@ from pollux.model.config import (
     ModelConfig,
     PatchTower,
     SoftInputConfig,
+    Tower,
     VisionTower,
 )
 
@@ -78,7 +79,7 @@ def _soft_inputs(data: dict[str, Any]) -> Iterator[SoftInputConfig]:
         side = vision["patch_size"] * vision["pooling_kernel_size"]
         features = 3 * side**2
         if vision["model_type"] == "gemma4_unified_vision":
-            tower: PatchTower | VisionTower = PatchTower(vision["mm_embed_dim"], vision["mm_posemb_size"])
+            tower: Tower = PatchTower(vision["mm_embed_dim"], vision["mm_posemb_size"])
         else:
             _refuse(vision)
             tower = VisionTower(
@@ -172,7 +173,7 @@ def _layer(text: dict[str, Any], kind: str, shares_kv: bool) -> LayerConfig:
     return LayerConfig(attention, FeedForwardConfig(text["intermediate_size"] * wide), experts, layer_scale=True)
 
 
-_ROPE = {
+_ROPE: dict[str, dict[str, Any]] = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }

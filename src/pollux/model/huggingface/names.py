@@ -57,7 +57,7 @@ def sources(config: ModelConfig, data: Mapping[str, Any]) -> dict[str, tuple[Sou
     A tensor that is missing here has no counterpart and keeps its initial value.
     """
     prefix = "model.language_model." if "text_config" in data else "model."
-    found = {}
+    found: dict[str, tuple[Source, ...]] = {}
     for soft in config.soft_inputs:
         if soft.tower is not None:
             found |= {f"soft.{soft.name}.{name}": source for name, source in _tower_sources(soft).items()}
@@ -81,7 +81,8 @@ def _places(config: ModelConfig) -> Iterator[tuple[str, list[int]]]:
 
 def _tower_sources(soft: SoftInputConfig) -> dict[str, tuple[Source, ...]]:
     """Sources of a tower's parameters and of its projection, by their names below soft.NAME."""
-    tower, found = soft.tower, {}
+    tower = soft.tower
+    found: dict[str, tuple[Source, ...]] = {}
     embedder = "model.embed_audio" if soft.name == "audio" else "model.embed_vision"
     found["out"] = (Source(f"{embedder}.embedding_projection.weight", "transposed"),)
     if isinstance(tower, PatchTower):
