@@ -30,7 +30,10 @@ def corrupt_inputs(batch: Batch, share: float, vocabulary: Vocabulary, generator
     """Replaces each text token inside a model turn by a random text token with probability `share`, as input; targets stay.
 
     Then the words before say less about the next one and the media in the prompt say more (word dropout, Bowman et al. 2016).
+    Raises ValueError for a vocabulary with a chat template, whose model turns cannot be told from their ids.
     """
+    if vocabulary.template is not None:
+        raise ValueError("input_corruption needs a model whose turns are written as this project writes them: set it to 0")
     ids = batch.inputs.ids
     is_marker = np.isin(ids, MARKERS)
     last_marker = np.maximum.accumulate(np.where(is_marker, np.arange(ids.shape[1]), 0), axis=1)

@@ -98,6 +98,7 @@ class TrainConfig:
     data: DataConfig
     vocabulary: str  # folder with tokenizer.json
     codec: str = ""  # folder of the image codec; "" = the model does not draw
+    start: str = ""  # model folder whose weights the run begins with; "" = random ones, from the seed
     rows: int = 8  # of packed documents in a batch
     row_length: int = 512  # tokens
     targets_per_row: int = 256  # predicted tokens that a row has room for

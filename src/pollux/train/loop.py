@@ -7,6 +7,7 @@ tensorboard/, checkpoints/, report.html, model/.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import threading
@@ -81,7 +82,7 @@ class _Trainer:
             self.state, progress = checkpoints.restore(self.step, jax.eval_shape(lambda: initial_state(config)))
             self.batches.set_state(progress["data"])
         else:
-            self.state = jax.jit(lambda: initial_state(config))()
+            self.state = jax.jit(lambda params: initial_state(config, params))(_starting_weights(config))
         metrics.write_whole(out / "config.json", json.dumps(config.to_json(), indent=1))
         self.log = metrics.Log(out, self.step)
         self.window = metrics.Window(progress.get("window"))
@@ -209,7 +210,17 @@ class _Trainer:
                 print(f"    {origin}: {reason}")
 
 
-_FIXED = "vocabulary codec model tokens data seed rows row_length targets_per_row soft_per_batch accumulation".split()
+def _starting_weights(config: TrainConfig) -> Params | None:
+    """Weights of the folder that the run begins with, as float32. Raises ValueError if that is another model."""
+    if not config.start:
+        return None
+    there = folder.load_config(config.start)[0]
+    if dataclasses.replace(there, name=config.model.name) != config.model:
+        raise ValueError(f"start names {config.start}, whose config.json describes another model than the run's")
+    return folder.load_params(config.start, config.model, np.dtype(np.float32))
+
+
+_FIXED = "vocabulary codec start model tokens data seed rows row_length targets_per_row soft_per_batch accumulation".split()
 _FREE = ("data.folder.bad_files", "data.world.cache", "data.world.speech_workers")  # of the data: without a say in what is read
 
 

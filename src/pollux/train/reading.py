@@ -16,14 +16,14 @@ import numpy as np
 
 from pollux.data.batches import Batches, logged_state
 from pollux.tokens.sequence import Batch
-from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
+from pollux.tokens.vocabulary import Vocabulary
 from pollux.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from pollux.tokens.codec import Codec
 
 STATES = "data_states.jsonl"
-_SOFT = {SPECIAL_IDS[f"<{name}_soft>"]: name for name in ("image", "audio", "video")}
+_SOFT = ("image", "audio", "video")
 
 
 def written_config(out: Path) -> TrainConfig:
@@ -102,7 +102,8 @@ def spell(batch: Batch, vocabulary: Vocabulary) -> Iterator[str]:
 def _spell(ids: np.ndarray, vocabulary: Vocabulary) -> str:
     """Text of ids, every run of soft tokens or code digits as [number and what]."""
     pieces = []
-    for kind, run in itertools.groupby(ids.tolist(), lambda i: "code" if i >= vocabulary.code_offset else _SOFT.get(i, "text")):
+    soft = {vocabulary.specials.get(f"<{name}_soft>"): name for name in _SOFT}
+    for kind, run in itertools.groupby(ids.tolist(), lambda i: "code" if i >= vocabulary.code_offset else soft.get(i, "text")):
         part = list(run)
         pieces.append(vocabulary.decode(part) if kind == "text" else f"[{len(part)} {kind}]")
     return "".join(pieces)

@@ -34,9 +34,9 @@ class State:
     ema: Params | None  # averaged parameters; None when the config has ema = 0
 
 
-def initial_state(config: TrainConfig) -> State:
-    """The state before the first step; parameters follow from the seed."""
-    params = model_params.init(config.model, jax.random.key(config.seed))
+def initial_state(config: TrainConfig, params: Params | None = None) -> State:
+    """The state before the first step; parameters follow from the seed if none are given."""
+    params = model_params.init(config.model, jax.random.key(config.seed)) if params is None else params
     ema = jax.tree.map(jnp.copy, params) if config.ema else None
     return State(jnp.zeros((), jnp.int32), params, optimizer.build(config.optimizer, config.model).init(params), ema)
 
