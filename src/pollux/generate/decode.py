@@ -120,5 +120,5 @@ def grow(config: ModelConfig, cache: Cache, slots: int) -> Cache:
 
 
 def cache_dtype(params: Params) -> np.dtype:
-    """Activations and cache have the dtype of the weights."""
-    return params["embed"].dtype
+    """Activations and cache have the dtype of the weights that are not quantised."""
+    return params["final_norm"]["scale"].dtype

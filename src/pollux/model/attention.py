@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from pollux.model.config import AttentionConfig
 from pollux.model.dot_attention import additive_mask, attend
 from pollux.model.layers import rms_norm
-from pollux.model.matmul import matmul
+from pollux.model.matmul import matmul, matmuls
 from pollux.model.spec import Params
 
 
@@ -67,27 +67,24 @@ def log_n_scale(position: jax.Array, native: int) -> jax.Array:
 
 def project(params: Params, a: AttentionConfig, x_BTD: jax.Array, position_BT: jax.Array, eps: float):
     """Queries [B, T, N, H], keys and values [B, T, K, H], normalised, rotated and scaled; None for keys and values that are shared."""
-    shape = x_BTD.shape[:-1]
-
-    def linear(name: str, heads: int) -> jax.Array:
-        y = matmul(x_BTD, params[name])
-        if a.bias:
-            y += params[f"{name}_bias"].astype(y.dtype)
-        return y.reshape(*shape, heads, a.head_dim)
-
+    names = ("q",) if a.shares_kv else ("q", "k") if a.values_reuse_keys else ("q", "k", "v")
+    linear = {
+        name: (y + params[f"{name}_bias"].astype(y.dtype) if a.bias else y).reshape(*x_BTD.shape[:-1], -1, a.head_dim)
+        for name, y in zip(names, matmuls(x_BTD, *(params[name] for name in names)), strict=True)
+    }
     angles = rope_angles(position_BT, a.head_dim, a.rope_base, a.rope_fraction) if a.position == "rope" else None
 
     def place(x: jax.Array, scale: str) -> jax.Array:
         x = rms_norm(x, params[scale], eps) if a.qk_norm else x
         return x if angles is None else rotate(x, angles)
 
-    q = place(linear("q", a.num_heads), "q_norm")
+    q = place(linear["q"], "q_norm")
     if a.log_n_native:
         q *= log_n_scale(position_BT, a.log_n_native)[..., None, None].astype(q.dtype)
     if a.shares_kv:
         return q, None, None
-    k = linear("k", a.num_kv_heads)
-    v = k if a.values_reuse_keys else linear("v", a.num_kv_heads)
+    k = linear["k"]
+    v = linear.get("v", k)
     return q, place(k, "k_norm"), rms_norm(v, None, eps) if a.value_norm else v
 
 

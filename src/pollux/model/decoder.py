@@ -19,6 +19,7 @@ from pollux.model.experts import experts, separate_experts
 from pollux.model.layers import activation, feed_forward, norm, sinusoids
 from pollux.model.matmul import matmul
 from pollux.model.spec import Params
+from pollux.model.weight import Stacked, Weight
 from pollux.tokens.sequence import Inputs
 
 
@@ -67,9 +68,15 @@ def hidden(
     context = _Context(positions, masks, soft, soft_positions, group_positions)
     group_inputs, tail_inputs = _per_layer(params, config, inputs, x) if config.per_layer_width else (None, None)
 
+    # Stacked weights are not scanned, which would copy each layer's part, but looked into by the number of the group.
+    leaves, tree = jax.tree.flatten(params["groups"], is_leaf=lambda leaf: isinstance(leaf, Stacked))
+    arrays = [None if isinstance(leaf, Stacked) else leaf for leaf in leaves]
+
     def group(carry, scanned):
         x, balance = carry
-        layer_params, caches, own = scanned
+        number, own_arrays, caches, own = scanned
+        own_leaves = [leaf.layer(number) if isinstance(leaf, Stacked) else array for leaf, array in zip(leaves, own_arrays, strict=True)]
+        layer_params = jax.tree.unflatten(tree, own_leaves)
         new = []
         for i, layer in enumerate(config.pattern):
             own_input = None if own is None else own[i]
@@ -81,7 +88,7 @@ def hidden(
     balance = jnp.zeros((), jnp.float32)
     new_groups: tuple[LayerCache, ...] = ()
     if config.num_groups:
-        scanned = (params["groups"], None if cache is None else cache.groups, group_inputs)
+        scanned = (jnp.arange(config.num_groups), arrays, None if cache is None else cache.groups, group_inputs)
         (x, balance), new_groups = jax.lax.scan(group, (x, balance), scanned, unroll=unroll or _unroll(config))
     new_tail = []
     owned: dict[int, KeysValues] = {}  # by window, the newest that later layers may share
@@ -104,8 +111,12 @@ def hidden(
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., D] -> float32 logits [..., V], soft-capped if the config says so."""
     with jax.named_scope("unembed"):
-        weight = params["embed"].T if config.tied else params["unembed"]
-        y = jnp.matmul(hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        weight = params["embed"] if config.tied else params["unembed"]
+        if isinstance(weight, Weight):
+            y = weight.product(hidden.astype(jnp.float32))
+        else:
+            weight = weight.T if config.tied else weight
+            y = jnp.matmul(hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
         return config.logit_soft_cap * jnp.tanh(y / config.logit_soft_cap) if config.logit_soft_cap else y
 
 
@@ -117,7 +128,7 @@ def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
     """Token embeddings with the soft tokens in their places [B, T, D]; the soft tokens alone [G, N, D] and their index [G, N]."""
     B = len(inputs.ids)
     with jax.named_scope("embed"):
-        x = params["embed"][inputs.ids].astype(dtype)
+        x = _rows(params["embed"], inputs.ids, dtype)
         if config.embed_scale:
             x *= jnp.asarray(config.d_model**0.5, dtype)
         G = next((len(s.index) for s in inputs.soft.values()), B)
@@ -136,6 +147,10 @@ def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
     return x, soft_GND, index_GN
 
 
+def _rows(table: jax.Array | Stacked, ids: jax.Array, dtype) -> jax.Array:
+    return table.rows(ids, dtype) if isinstance(table, Stacked) else table[ids].astype(dtype)
+
+
 def _per_layer(params: Params, config: ModelConfig, inputs: Inputs, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What each layer reads of its own: the token's embedding for it and a projection of the common input, averaged (Gemma 3n).
 
@@ -148,7 +163,7 @@ def _per_layer(params: Params, config: ModelConfig, inputs: Inputs, x_BTD: jax.A
         ids = jnp.asarray(inputs.ids).reshape(next((len(s.index) for s in inputs.soft.values()), len(inputs.ids)), -1)
         for s in inputs.soft.values():
             ids = ids.at[jnp.arange(len(ids))[:, None], s.index].set(0, mode="drop")
-        own = params["per_layer"]["embed"][ids.reshape(inputs.ids.shape)].astype(dtype).reshape(projected.shape)
+        own = _rows(params["per_layer"]["embed"], ids.reshape(inputs.ids.shape), dtype).reshape(projected.shape)
         both = (projected + own * jnp.asarray(P**0.5, dtype)) * jnp.asarray(2**-0.5, dtype)
         by_layer = jnp.moveaxis(both, 2, 0)
         first = config.num_groups * len(config.pattern)

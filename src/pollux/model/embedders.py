@@ -17,6 +17,7 @@ from pollux.model.config import ModelConfig, SoftInputConfig
 from pollux.model.layers import activation, layer_norm, norm, rms_norm
 from pollux.model.matmul import matmul
 from pollux.model.spec import Params
+from pollux.model.weight import Weight
 from pollux.tokens.sequence import SoftBatch
 
 PLACE = 4.0  # what the tables of rows and columns are multiplied by, so that Adam's equal steps move places four times as fast
@@ -25,6 +26,8 @@ FAINT = 0.2  # of the picture's deviation: a patch that varies less is mostly no
 
 def _norm_matmul(params: Params, config: ModelConfig, x: jax.Array, w: jax.Array) -> jax.Array:
     """matmul(norm(x), w) with the norm's scale moved into w: raw features are wide and need no gradient, and so they get none."""
+    if isinstance(w, Weight):
+        return matmul(norm(params, config, x), w)
     scaled = params["scale"][:, None] * w
     if config.norm == "layer":
         centred = layer_norm(x, jnp.ones(()), jnp.zeros(()), config.norm_eps)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from pollux.model.config import ExpertsConfig
 from pollux.model.layers import activation, rms_norm
 from pollux.model.spec import Params
+from pollux.model.weight import Stacked
 
 
 def route(router_DE: jax.Array, x_SD: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -64,7 +65,8 @@ def experts(
     sorted_x = x_SD[token]
 
     def product(a, name):
-        return jax.lax.ragged_dot(a, params[name].astype(a.dtype), sizes)
+        w = params[name]
+        return jax.lax.ragged_dot(a, w.dense(a.dtype) if isinstance(w, Stacked) else w.astype(a.dtype), sizes)
 
     hidden = activation(config.activation, product(sorted_x, "gate")) * product(sorted_x, "up")
     y = product(hidden, "down") * weights.reshape(-1)[order][:, None].astype(x_BTD.dtype)

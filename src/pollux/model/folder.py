@@ -1,7 +1,8 @@
 """One folder is a model: config.json, *.safetensors (with an index when there are several), and what tokens/ and generate/ add beside them.
 
-config.json holds {"model": ModelConfig, "tokens": TokensConfig}. A tensor is named by its path in the parameter tree,
-for example "groups.0.attention.q" of shape [num_groups, D, N*H]. Folders in the layout of Hugging Face are read too (huggingface.py).
+config.json holds {"model": ModelConfig, "tokens": TokensConfig}. A tensor is named by its path in the parameter tree, for example
+"groups.0.attention.q" of shape [num_groups, D, N*H]; quantised (quantized.py), it has ".q4" or ".q8" at its end. Folders in the
+layout of Hugging Face are read too (huggingface.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from safetensors.numpy import save_file
 from pollux.model import huggingface
 from pollux.model.config import ModelConfig
 from pollux.model.huggingface import Source
-from pollux.model.params import Params, Spec, declare, is_spec
+from pollux.model.params import Params, Spec, declare, is_spec, matrix
+from pollux.model.quantized import Quantized, packed_shape
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.huggingface import tokens_config
 
@@ -36,8 +38,14 @@ def tensor_name(path: tuple[Any, ...]) -> str:
 
 
 def named(params: Params) -> dict[str, np.ndarray]:
-    """All tensors by their names, as numpy arrays."""
-    return {tensor_name(path): np.asarray(leaf, order="C") for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    """All tensors by their names, as numpy arrays; a quantised one is its packed bytes, named with its number of bits."""
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, Quantized)):
+        if isinstance(leaf, Quantized):
+            tensors[f"{tensor_name(path)}.q{leaf.bits}"] = np.asarray(leaf.packed, order="C")
+        else:
+            tensors[tensor_name(path)] = np.asarray(leaf, order="C")
+    return tensors
 
 
 def save(folder: str | Path, params: Params, config: ModelConfig, tokens: TokensConfig | None = None) -> None:
@@ -107,8 +115,11 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
             raise ValueError(f"{folder} has no tensor {name}, which model {config.name!r} needs")
         return files[name].get_tensor(name)
 
-    def read(path, spec: Spec) -> jax.Array:
+    def read(path, spec: Spec) -> jax.Array | Quantized:
         name = tensor_name(path)
+        for bits in (4, 8):
+            if f"{name}.q{bits}" in files:
+                return _quantized(get(f"{name}.q{bits}"), f"{name}.q{bits}", spec, bits)
         if theirs is not None and name not in theirs:
             assert spec.init != "normal", name
             return jnp.full(spec.shape, spec.init, dtype or jnp.float32)  # what that layout does not know, such as log_temperature
@@ -127,6 +138,14 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
         return jnp.asarray(whole)
 
     return jax.tree_util.tree_map_with_path(read, declare(config), is_leaf=is_spec)
+
+
+def _quantized(packed: np.ndarray, name: str, spec: Spec, bits: int) -> Quantized:
+    inputs, outputs = matrix(spec)
+    wanted = (*spec.shape[:-2], *packed_shape(inputs, outputs, bits))
+    if packed.shape != wanted or packed.dtype != np.uint8:
+        raise ValueError(f"tensor {name} is {packed.dtype} of shape {packed.shape}, config.json wants uint8 of {wanted}")
+    return Quantized(jnp.asarray(packed), inputs, outputs)
 
 
 def _tensors(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pollux.model.config import FeedForwardConfig, ModelConfig
-from pollux.model.matmul import matmul
+from pollux.model.matmul import matmul, matmuls
 from pollux.model.spec import Params
 
 
@@ -45,13 +45,10 @@ def activation(name: str, x: jax.Array) -> jax.Array:
 
 def feed_forward(params: Params, config: FeedForwardConfig, x_BTD: jax.Array) -> jax.Array:
     """act(x gate) * (x up) down, or act(x up + b1) down + b2 without the gate (Shazeer 2020; Vaswani et al. 2017)."""
-    up_BTF = matmul(x_BTD, params["up"])
+    up_BTF, *gate_BTF = matmuls(x_BTD, params["up"], *([params["gate"]] if config.gated else []))
     if config.bias:
         up_BTF += params["up_bias"].astype(up_BTF.dtype)
-    if config.gated:
-        hidden_BTF = activation(config.activation, matmul(x_BTD, params["gate"])) * up_BTF
-    else:
-        hidden_BTF = activation(config.activation, up_BTF)
+    hidden_BTF = activation(config.activation, gate_BTF[0]) * up_BTF if config.gated else activation(config.activation, up_BTF)
     out_BTD = matmul(hidden_BTF, params["down"])
     return out_BTD + params["down_bias"].astype(out_BTD.dtype) if config.bias else out_BTD
 

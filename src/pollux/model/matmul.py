@@ -1,4 +1,4 @@
-"""The one product of activations with a weight: compute types, and a gradient laid out so that the CPU backend is fast.
+"""The one product of activations with a weight: kinds of weights, compute types, and a gradient laid out so that the CPU backend is fast.
 
 XLA's CPU backend transposes both operands of the weight gradient x^T g, and walks them against their layout, which costs more than the
 product itself. One product per row, g^T x, whose operands stay small, and the sum over rows afterwards avoid it; the barriers keep
@@ -13,10 +13,21 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pollux.model.quantized import Quantized, products
+from pollux.model.weight import Weight
 
-def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+
+def matmul(x: jax.Array, w: jax.Array | Weight) -> jax.Array:
     """x @ w in x's dtype with float32 accumulation."""
-    return _product(x, w.astype(x.dtype))
+    return w.product(x) if isinstance(w, Weight) else _product(x, w.astype(x.dtype))
+
+
+def matmuls(x: jax.Array, *weights: jax.Array | Weight) -> tuple[jax.Array, ...]:
+    """x times several weights; quantised ones in one go."""
+    quantized = [w for w in weights if isinstance(w, Quantized)]
+    if len(quantized) == len(weights) and len({w.bits for w in quantized}) == 1:
+        return products(x, quantized)
+    return tuple(matmul(x, w) for w in weights)
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_b: int) -> jax.Array:

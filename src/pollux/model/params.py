@@ -145,6 +145,12 @@ def declare(config: ModelConfig) -> Params:
     return specs
 
 
+def matrix(spec: Spec) -> tuple[int, int]:
+    """Inputs and outputs of a matrix, or of each of a stack; an embedding table [V, D] is read as D inputs and V outputs."""
+    first, last = spec.shape[-2:]
+    return (last, first) if spec.axes[-2] == "vocab" else (first, last)
+
+
 def map_specs(f: Callable[[Spec], Any], specs: Params) -> Params:
     return jax.tree.map(f, specs, is_leaf=is_spec)
 

@@ -32,6 +32,7 @@ class Codec:
 
     config: CodecConfig
     params: model.Params  # float32 numpy
+    bits: int = 32  # of a weight on disk; 8: rounded, with a scale for each output
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,12 +81,16 @@ class Codec:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "codec.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
-        tensors = {
-            f"{network}.{layer}.{name}": np.ascontiguousarray(value)
-            for network, layers in self.params.items()
-            for layer, parts in layers.items()
-            for name, value in parts.items()
-        }
+        tensors: dict[str, np.ndarray] = {}
+        for network, layers in self.params.items():
+            for layer, parts in layers.items():
+                prefix = f"{network}.{layer}"
+                if self.bits == 8:
+                    scale = np.maximum(np.abs(parts["weight"]).max(0), 1e-30) / np.float32(127)
+                    tensors |= {f"{prefix}.scale": scale, f"{prefix}.weight": np.rint(parts["weight"] / scale).astype(np.int8)}
+                else:
+                    tensors[f"{prefix}.weight"] = np.ascontiguousarray(parts["weight"])
+                tensors[f"{prefix}.bias"] = np.ascontiguousarray(parts["bias"])
         save_file(tensors, folder / "codec.safetensors")
 
     @classmethod
@@ -108,5 +113,6 @@ class Codec:
                     if key not in tensors or tensors[key].shape != shape:
                         found = tensors[key].shape if key in tensors else "nothing"
                         raise ValueError(f"{folder / 'codec.safetensors'}: {key} must have shape {shape}, found {found}")
-                    params.setdefault(network, {}).setdefault(str(i), {})[name] = tensors[key]
-        return cls(config, params)
+                    scale = tensors.get(f"{network}.{i}.scale", np.float32(1)) if tensors[key].dtype == np.int8 else np.float32(1)
+                    params.setdefault(network, {}).setdefault(str(i), {})[name] = tensors[key].astype(np.float32) * scale
+        return cls(config, params, 8 if any(tensor.dtype == np.int8 for tensor in tensors.values()) else 32)
