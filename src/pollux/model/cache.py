@@ -29,14 +29,17 @@ class LayerCache:
     k: jax.Array
     v: jax.Array
     window: int = field(default=0, metadata={"static": True})  # 0 = global
+    index: jax.Array | None = None  # int32 scalar: which layer of the stack `extend` is about
 
     def extend(self, k_BTKH, v_BTKH, new: Positions) -> tuple[LayerCache, jax.Array, jax.Array, Positions]:
         """Write the new keys and values; return the cache and everything that the new queries may see, with its positions.
 
+        A stack is written in place, so that a scan over layers carries it without copies.
         `new.segment` is 1 for real tokens and 0 for padding, which may only follow them; `new.index` is the position in the document.
         """
         B, T = new.index.shape
-        rows, slots = jnp.arange(B)[:, None], self.k.shape[1]
+        rows, slots = jnp.arange(B)[:, None], self.k.shape[-3]
+        layer = () if self.index is None else (self.index,)
         start = new.index[:, :1]
         end = start + jnp.sum(new.segment > 0, 1, keepdims=True)
         written = new.segment > 0
@@ -45,21 +48,22 @@ class LayerCache:
         slot = jnp.where(written, new.index % slots if self.window else new.index, slots)
         after = replace(
             self,
-            k=self.k.at[rows, slot].set(k_BTKH.astype(self.k.dtype), mode="drop"),
-            v=self.v.at[rows, slot].set(v_BTKH.astype(self.v.dtype), mode="drop"),
+            k=self.k.at[*layer, rows, slot].set(k_BTKH.astype(self.k.dtype), mode="drop"),
+            v=self.v.at[*layer, rows, slot].set(v_BTKH.astype(self.v.dtype), mode="drop"),
+            index=None,
         )
         iota = jnp.broadcast_to(jnp.arange(slots), (B, slots))
         if not self.window:
             group = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop")
-            return after, after.k, after.v, _keys_at(iota, iota < end, group)
+            return after, after.k[layer], after.v[layer], _keys_at(iota, iota < end, group)
         if T == 1:
             held = (end - 1) - (end - 1 - iota) % slots
-            return after, after.k, after.v, _keys_at(held, held >= 0)
+            return after, after.k[layer], after.v[layer], _keys_at(held, held >= 0)
         held = (start - 1) - (start - 1 - iota) % slots
         old, fresh = _keys_at(held, held >= 0), _keys_at(new.index, new.segment > 0, new.group)
         keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), old, fresh)
-        k = jnp.concatenate([self.k, k_BTKH.astype(self.k.dtype)], 1)
-        v = jnp.concatenate([self.v, v_BTKH.astype(self.v.dtype)], 1)
+        k = jnp.concatenate([self.k[layer], k_BTKH.astype(self.k.dtype)], 1)
+        v = jnp.concatenate([self.v[layer], v_BTKH.astype(self.v.dtype)], 1)
         return after, k, v, keys
 
 

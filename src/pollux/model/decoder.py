@@ -73,23 +73,24 @@ def hidden(
     arrays = [None if isinstance(leaf, Stacked) else leaf for leaf in leaves]
 
     def group(carry, scanned):
-        x, balance = carry
-        number, own_arrays, caches, own = scanned
+        x, balance, caches = carry
+        number, own_arrays, own = scanned
         own_leaves = [leaf.layer(number) if isinstance(leaf, Stacked) else array for leaf, array in zip(leaves, own_arrays, strict=True)]
         layer_params = jax.tree.unflatten(tree, own_leaves)
         new = []
         for i, layer in enumerate(config.pattern):
             own_input = None if own is None else own[i]
-            x, layer_cache, layer_balance, _ = _layer(layer_params[i], config, layer, x, context, caches and caches[i], own_input)
+            layer_cache = replace(caches[i], index=number) if caches else None
+            x, layer_cache, layer_balance, _ = _layer(layer_params[i], config, layer, x, context, layer_cache, own_input)
             balance += layer_balance
             new.append(layer_cache)
-        return (x, balance), None if cache is None else tuple(new)
+        return (x, balance, tuple(new) if caches else ()), None
 
     balance = jnp.zeros((), jnp.float32)
-    new_groups: tuple[LayerCache, ...] = ()
+    new_groups: tuple[LayerCache, ...] = () if cache is None else cache.groups
     if config.num_groups:
-        scanned = (jnp.arange(config.num_groups), arrays, None if cache is None else cache.groups, group_inputs)
-        (x, balance), new_groups = jax.lax.scan(group, (x, balance), scanned, unroll=unroll or _unroll(config))
+        scanned = (jnp.arange(config.num_groups), arrays, group_inputs)
+        (x, balance, new_groups), _ = jax.lax.scan(group, (x, balance, new_groups), scanned, unroll=unroll or _unroll(config))
     new_tail = []
     owned: dict[int, KeysValues] = {}  # by window, the newest that later layers may share
     for i, layer in enumerate(config.tail):
