@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pollux.model import towers
 from pollux.model.config import ModelConfig, SoftInputConfig
 from pollux.model.layers import activation, layer_norm, norm, rms_norm
-from pollux.model.matmul import matmul
+from pollux.model.matmul import Weight, matmul
 from pollux.model.spec import Params
 from pollux.tokens.sequence import SoftBatch
 
@@ -23,8 +23,10 @@ PLACE = 4.0  # what the tables of rows and columns are multiplied by, so that Ad
 FAINT = 0.2  # of the picture's deviation: a patch that varies less is mostly noise
 
 
-def _norm_matmul(params: Params, config: ModelConfig, x: jax.Array, w: jax.Array) -> jax.Array:
+def _norm_matmul(params: Params, config: ModelConfig, x: jax.Array, w: jax.Array | Weight) -> jax.Array:
     """matmul(norm(x), w) with the norm's scale moved into w: raw features are wide and need no gradient, and so they get none."""
+    if isinstance(w, Weight):
+        return matmul(norm(params, config, x), w)
     scaled = params["scale"][:, None] * w
     if config.norm == "layer":
         centred = layer_norm(x, jnp.ones(()), jnp.zeros(()), config.norm_eps)

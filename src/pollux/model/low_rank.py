@@ -1,0 +1,83 @@
+"""Low-rank adapters: a frozen weight W and a small trained product beside it, W + scale A B (LoRA, Hu et al. 2021).
+
+Adapters are a flat dict: the name of a tensor (folder.tensor_name) -> {"a": A, "b": B}. Attached to the parameters of a model they run in
+the decoder as they are; merged, they are plain weights again.
+Shapes: x [..., K], W [K, N], A [K, r], B [r, N]; a stack of layers has them all on a leading axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pollux.model.folder import named, tensor_name
+from pollux.model.matmul import Weight, dense, matmul
+from pollux.model.spec import Params
+
+Adapters = dict[str, dict[str, Any]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank(Weight):
+    """base + scale a b, never multiplied out. The base may be of any type that matmul takes."""
+
+    base: jax.Array | Weight
+    a: jax.Array
+    b: jax.Array
+    scale: float = field(metadata={"static": True})
+
+    def product(self, x: jax.Array) -> jax.Array:
+        return matmul(x, self.base) + self.scale * matmul(matmul(x, self.a), self.b)
+
+    def dense(self) -> jax.Array:
+        """Added in float32, then rounded to the base's dtype."""
+        base = dense(self.base)
+        change = jnp.matmul(self.a, self.b, precision="highest", preferred_element_type=jnp.float32)
+        return (base.astype(jnp.float32) + self.scale * change).astype(base.dtype)
+
+
+def _is_weight(x: Any) -> bool:
+    return isinstance(x, Weight)
+
+
+def attach(params: Params, adapters: Mapping[str, Mapping[str, jax.Array]], scale: float) -> Params:
+    """The parameters with a LowRank leaf in place of each weight that has an adapter. Raises ValueError for an adapter without a weight."""
+    missing = dict(adapters)
+
+    def leaf(path: tuple[Any, ...], weight: Any) -> Any:
+        pair = missing.pop(tensor_name(path), None)
+        return weight if pair is None else LowRank(weight, pair["a"], pair["b"], scale)
+
+    attached = jax.tree_util.tree_map_with_path(leaf, params, is_leaf=_is_weight)
+    if missing:
+        raise ValueError(f"the adapter is for another model: this one has no {', '.join(missing)}")
+    return attached
+
+
+def merge(params: Params) -> Params:
+    """The same model with each LowRank leaf multiplied out, in the dtype of its base."""
+    return jax.tree.map(lambda w: w.dense() if isinstance(w, LowRank) else w, params, is_leaf=_is_weight)
+
+
+def save_adapters(path: Path, adapters: Adapters, scale: float) -> None:
+    """One safetensors file: a tensor NAME.a and NAME.b for each adapted weight NAME, and the scale among the metadata."""
+    save_file(named(adapters), path, metadata={"scale": repr(scale)})
+
+
+def load_adapters(path: str | Path) -> tuple[Adapters, float]:
+    """Adapters and scale. Raises ValueError if the file holds none."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            scale = float((file.metadata() or {})["scale"])
+            pairs = {name.rpartition(".")[0] for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {name: {part: jnp.asarray(file.get_tensor(f"{name}.{part}")) for part in "ab"} for name in sorted(pairs)}, scale
+    except (SafetensorError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is not a file of adapters: {error}") from error
