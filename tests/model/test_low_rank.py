@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pollux.model.low_rank import LowRank, attach, load_adapters, merge, save_adapters
-from pollux.model.matmul import Weight, matmul
+from pollux.model.matmul import matmul
+from pollux.model.weight import Weight
 
 K, N, R, SCALE = 12, 20, 3, 1.75
 
@@ -26,8 +27,8 @@ class Steps(Weight):
     def product(self, x):
         return (x @ self.steps.astype(x.dtype)) * self.size.astype(x.dtype)
 
-    def dense(self):
-        return self.steps * self.size[..., None, :]
+    def dense(self, dtype):
+        return (self.steps * self.size[..., None, :]).astype(dtype)
 
 
 def parts(*stack: int):
@@ -64,7 +65,7 @@ def test_a_stack_of_any_leaf_type_is_scanned_and_multiplied_out():
     leaf = LowRank(Steps(jnp.asarray(steps), *single(size)), *single(a, b), SCALE)
     _, scanned = jax.jit(lambda leaf: jax.lax.scan(lambda _, one: (None, matmul(single(x)[0], one)), None, leaf))(leaf)
     np.testing.assert_allclose(scanned, expected, rtol=1e-4, atol=1e-4)
-    merged = merge({"here": [leaf]})["here"][0]
+    merged = merge({"final_norm": {"scale": jnp.ones(2)}, "here": [leaf]})["here"][0]
     np.testing.assert_allclose(np.einsum("btk,lkn->lbtn", x, merged), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from pollux.model import towers
 from pollux.model.config import ModelConfig, SoftInputConfig
 from pollux.model.layers import activation, layer_norm, norm, rms_norm
-from pollux.model.matmul import Weight, matmul
+from pollux.model.matmul import matmul
 from pollux.model.spec import Params
+from pollux.model.weight import Weight
 from pollux.tokens.sequence import SoftBatch
 
 PLACE = 4.0  # what the tables of rows and columns are multiplied by, so that Adam's equal steps move places four times as fast

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pollux.model.folder import named, tensor_name
-from pollux.model.matmul import Weight, dense, matmul
+from pollux.model.matmul import matmul
 from pollux.model.spec import Params
+from pollux.model.weight import Weight
 
 Adapters = dict[str, dict[str, Any]]
 
@@ -37,11 +38,10 @@ class LowRank(Weight):
     def product(self, x: jax.Array) -> jax.Array:
         return matmul(x, self.base) + self.scale * matmul(matmul(x, self.a), self.b)
 
-    def dense(self) -> jax.Array:
-        """Added in float32, then rounded to the base's dtype."""
-        base = dense(self.base)
-        change = jnp.matmul(self.a, self.b, precision="highest", preferred_element_type=jnp.float32)
-        return (base.astype(jnp.float32) + self.scale * change).astype(base.dtype)
+    def dense(self, dtype) -> jax.Array:
+        """Added in float32, then rounded."""
+        base = self.base.dense(jnp.float32) if isinstance(self.base, Weight) else self.base.astype(jnp.float32)
+        return (base + self.scale * jnp.matmul(self.a, self.b, precision="highest")).astype(dtype)
 
 
 def _is_weight(x: Any) -> bool:
@@ -63,8 +63,14 @@ def attach(params: Params, adapters: Mapping[str, Mapping[str, jax.Array]], scal
 
 
 def merge(params: Params) -> Params:
-    """The same model with each LowRank leaf multiplied out, in the dtype of its base."""
-    return jax.tree.map(lambda w: w.dense() if isinstance(w, LowRank) else w, params, is_leaf=_is_weight)
+    """The same model with each LowRank leaf multiplied out, in the dtype of its base; of a base that is no array, in that of the norms."""
+
+    def leaf(weight: Any) -> Any:
+        if not isinstance(weight, LowRank):
+            return weight
+        return weight.dense(params["final_norm"]["scale"].dtype if isinstance(weight.base, Weight) else weight.base.dtype)
+
+    return jax.tree.map(leaf, params, is_leaf=_is_weight)
 
 
 def save_adapters(path: Path, adapters: Adapters, scale: float) -> None:

@@ -3,39 +3,22 @@
 XLA's CPU backend transposes both operands of the weight gradient x^T g, and walks them against their layout, which costs more than the
 product itself. One product per row, g^T x, whose operands stay small, and the sum over rows afterwards avoid it; the barriers keep
 XLA from fusing them into one product again.
-A weight that is not a plain array says itself how it is multiplied (Weight).
 Shapes: x [..., K], w [K, N] -> [..., N].
 """
 
 from __future__ import annotations
 
-import abc
 import functools
 
 import jax
 import jax.numpy as jnp
 
-
-class Weight(abc.ABC):
-    """A leaf of the parameters that stands for a matrix [K, N], or for a stack of them; a dataclass registered with jax.tree_util."""
-
-    @abc.abstractmethod
-    def product(self, x: jax.Array) -> jax.Array:
-        """x @ the matrix, in x's dtype."""
-
-    @abc.abstractmethod
-    def dense(self) -> jax.Array:
-        """The matrix itself [..., K, N]."""
+from pollux.model.weight import Weight
 
 
 def matmul(x: jax.Array, w: jax.Array | Weight) -> jax.Array:
     """x @ w in x's dtype with float32 accumulation."""
     return w.product(x) if isinstance(w, Weight) else _product(x, w.astype(x.dtype))
-
-
-def dense(w: jax.Array | Weight) -> jax.Array:
-    """A weight as a plain array."""
-    return w.dense() if isinstance(w, Weight) else w
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_b: int) -> jax.Array:
