@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import short_run
-from random_batch import TOKENS, random_batch, small_model
+from random_batch import TOKENS, random_batch, small_model, stack
 from safetensors.numpy import load_file
 
 import pollux
@@ -22,7 +22,7 @@ from pollux.model.family import tiny
 from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import loop, lora, metrics
 from pollux.train.config import LoraConfig, OptimizerConfig
-from pollux.train.step import initial_state
+from pollux.train.step import initial_state, make_step
 
 ATTENTION = AttentionConfig(2, 1, 8)
 
@@ -174,3 +174,13 @@ def test_the_base_opens_with_the_adapter(home, tuned):
 def test_adapters_need_a_model_to_adapt(home):
     with pytest.raises(ValueError, match="lora.rank needs a model to adapt: start must name its folder"):
         run_config(home, start="")
+
+
+def test_the_backward_pass_reads_frozen_weights_as_they_are_stored(home):
+    config = run_config(home, accumulation=1)
+    batch = random_batch()
+    batch = stack(dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, soft={})))
+    base = model_params.abstract(config.model, jnp.bfloat16)
+    state = jax.eval_shape(lambda: initial_state(config))
+    program = jax.jit(make_step(config)).lower(state, batch, np.float32(1), base).as_text()
+    assert "tensor<2x16x24xbf16>" in program and "tensor<2x16x24xf32>" not in program, "a copy of all layers waits for it"
