@@ -90,6 +90,8 @@ def test_adapters_in_a_file_find_their_weights_again(tmp_path):
     np.testing.assert_array_equal(leaf.b, b)
     with pytest.raises(ValueError, match=r"another model: this one has no groups\.0\.attention\.q"):
         attach({"embed": w}, adapters, SCALE)
+    with pytest.raises(ValueError, match=r"its groups\.0\.attention\.q is \(2, 12, 20\), that of this one \(2, 12, 21\)"):
+        attach({"groups": ({"attention": {"q": jnp.zeros((2, 12, 21))}},)}, adapters, SCALE)
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(ValueError, match="text is not a file of adapters"):
         load_adapters(tmp_path / "text")

@@ -49,12 +49,17 @@ def _is_weight(x: Any) -> bool:
 
 
 def attach(params: Params, adapters: Mapping[str, Mapping[str, jax.Array]], scale: float) -> Params:
-    """The parameters with a LowRank leaf in place of each weight that has an adapter. Raises ValueError for an adapter without a weight."""
+    """The parameters with a LowRank leaf in place of each weight that has an adapter. Raises ValueError for one that fits no weight."""
     missing = dict(adapters)
 
     def leaf(path: tuple[Any, ...], weight: Any) -> Any:
         pair = missing.pop(tensor_name(path), None)
-        return weight if pair is None else LowRank(weight, pair["a"], pair["b"], scale)
+        if pair is None:
+            return weight
+        shape = (*pair["a"].shape[:-1], pair["b"].shape[-1])
+        if not isinstance(weight, Weight) and weight.shape != shape:
+            raise ValueError(f"the adapter is for another model: its {tensor_name(path)} is {shape}, that of this one {weight.shape}")
+        return LowRank(weight, pair["a"], pair["b"], scale)
 
     attached = jax.tree_util.tree_map_with_path(leaf, params, is_leaf=_is_weight)
     if missing:
