@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, trainers
+
+from pollux.model import huggingface
 
 torch = pytest.importorskip("torch", reason="torch (CPU) is not installed: scripts/setup development installs it")
 transformers = pytest.importorskip("transformers.models.gemma4_unified", reason="transformers 5 with Gemma 4 is not installed")
@@ -171,3 +174,15 @@ def unified_model(folder: Path, made: GemmaTokenizer):
         **_ids(made),
     )
     return save(Gemma4UnifiedForConditionalGeneration(config), folder, made)
+
+
+def add_products(model, folder: Path, config, adapters, scale: float) -> None:
+    """Add scale A B to the weights that our names stand for."""
+    places = huggingface.sources(config, json.loads((folder / "config.json").read_text()))
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, pair in adapters.items():
+            change = scale * np.float64(pair["a"]) @ np.float64(pair["b"])
+            for source, one in zip(places[name], change.reshape(-1, *change.shape[-2:]), strict=True):
+                assert source.change == "transposed"
+                weights[source.name] += torch.tensor(one.T, dtype=torch.float32)

@@ -1,6 +1,7 @@
 """Gemma 4 folders give the logits and the continuations that transformers gives."""
 
 import folders
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -9,6 +10,10 @@ from folders import torch
 
 import pollux
 from pollux.content import Audio, Content, Image, Text
+from pollux.model import low_rank
+from pollux.model.params import is_spec
+from pollux.train import lora
+from pollux.train.config import LoraConfig
 
 RNG = np.random.default_rng(0)
 
@@ -149,3 +154,19 @@ def test_raw_patches_and_sounds_of_the_unified_model(made, files, tmp_path):
         input_features_mask=torch.ones(1, frames.shape[1], dtype=torch.bool),
     )
     close(ours.logits(contents), theirs)
+
+
+def test_adapters_on_every_linear_map_are_a_change_of_the_weights_of_transformers(made, files, tmp_path, monkeypatch):
+    model = folders.tower_model(tmp_path, "bounded linear maps", made)
+    ours = pollux.load(tmp_path)
+    chosen = LoraConfig(2, targets=("attention", "feed_forward", "per_layer", "soft"))
+    specs = lora.adapters(ours.config, chosen)
+    adapters = jax.tree.map(lambda s: RNG.normal(size=s.shape, scale=0.15).astype(np.float32), specs, is_leaf=is_spec)
+    contents = [Content("user", tuple(CONTENTS["all together"](files)))]
+    inputs = inputs_of(folders.processor(made, monkeypatch), contents)
+    before = reference(model, **inputs)
+    folders.add_products(model, tmp_path, ours.config, adapters, chosen.scale)
+    expected = reference(model, **inputs)
+    ours.params = low_rank.attach(ours.params, adapters, chosen.scale)
+    close(ours.logits(contents), expected)
+    assert np.abs(before - expected).max() > 0.1 * np.abs(expected).max()

@@ -14,12 +14,13 @@ from pollux.train import optimizer
 from pollux.train.config import OptimizerConfig
 
 MODEL = small_model(soft_inputs=(), num_groups=2)
+SPECS = model_params.declare(MODEL)
 STEPS = 4
 
 
 def trajectory(config: OptimizerConfig):
     """Parameters before, gradients and updates of a few steps with random gradients, as flat lists of float64 arrays."""
-    transformation = optimizer.build(config, MODEL)
+    transformation = optimizer.build(config, SPECS)
     params = jax.jit(lambda: model_params.init(MODEL, jax.random.key(0)))()
     state = transformation.init(params)
     rng = np.random.default_rng(0)
@@ -38,7 +39,7 @@ def trajectory(config: OptimizerConfig):
         before = params
         params, state, updates = step(params, state, grads)
         records.append((flat(before), flat(grads), flat(updates)))
-    specs = jax.tree.leaves(model_params.declare(MODEL), is_leaf=model_params.is_spec)
+    specs = jax.tree.leaves(SPECS, is_leaf=model_params.is_spec)
     return specs, records
 
 
@@ -122,7 +123,7 @@ def test_frozen_parameters_stay_and_the_rest_moves_as_if_nothing_were_frozen(kin
             else:
                 np.testing.assert_allclose(update, other, rtol=1e-4, atol=1e-7, err_msg=path)
     part, whole = (
-        jax.eval_shape(optimizer.build(dataclasses.replace(config, frozen=names), MODEL).init, model_params.abstract(MODEL))
+        jax.eval_shape(optimizer.build(dataclasses.replace(config, frozen=names), SPECS).init, model_params.abstract(MODEL))
         for names in (("groups", "embed"), ())
     )
     assert len(jax.tree.leaves(part)) < len(jax.tree.leaves(whole)), "what does not move needs no moments"
@@ -130,9 +131,9 @@ def test_frozen_parameters_stay_and_the_rest_moves_as_if_nothing_were_frozen(kin
 
 def test_what_to_freeze_must_exist_and_must_not_be_everything():
     with pytest.raises(ValueError, match="'groups.0.atten', but no parameter's path begins so; there are embed, "):
-        optimizer.build(OptimizerConfig(frozen=("embed", "groups.0.atten")), MODEL)
+        optimizer.build(OptimizerConfig(frozen=("embed", "groups.0.atten")), SPECS)
     with pytest.raises(ValueError, match="leaves no parameter to train"):
-        optimizer.build(OptimizerConfig(frozen=tuple(model_params.declare(MODEL).keys() - {"soft", "tail"})), MODEL)
+        optimizer.build(OptimizerConfig(frozen=tuple(SPECS.keys() - {"soft", "tail"})), SPECS)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])

@@ -20,7 +20,7 @@ from pollux.generate.engine import Engine
 from pollux.generate.prompts import padded_inputs, plain
 from pollux.generate.sampler import Sampling
 from pollux.media import Limits
-from pollux.model import decoder, folder, huggingface
+from pollux.model import decoder, folder, huggingface, low_rank
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params, count
 from pollux.tokens import sequence as tokens
@@ -164,8 +164,8 @@ class Stream:
             yield from answer.fresh()
 
 
-def load(path: str | Path, dtype: Any = None) -> Model:
-    """The model of a folder, with weights as stored or as `dtype` (for example "bfloat16").
+def load(path: str | Path, dtype: Any = None, adapter: str | Path | None = None) -> Model:
+    """The model of a folder, with weights as stored or as `dtype` (for example "bfloat16"), an adapter (a file) merged into them.
 
     A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
     """
@@ -173,7 +173,10 @@ def load(path: str | Path, dtype: Any = None) -> Model:
     config, tokens_config = folder.load_config(path)
     codec = Codec.load(path) if (path / "codec.json").is_file() else None
     vocabulary = Vocabulary.load(path, codec.levels if codec else ()) if (path / "tokenizer.json").is_file() else None
-    model = Model(folder.load_params(path, config, dtype), config, tokens_config, vocabulary, codec)
+    params = folder.load_params(path, config, dtype)
+    if adapter is not None:
+        params = low_rank.merge(low_rank.attach(params, *low_rank.load_adapters(adapter)))
+    model = Model(params, config, tokens_config, vocabulary, codec)
     if (path / SAMPLING_FILE).is_file():
         try:
             settings = json.loads((path / SAMPLING_FILE).read_text())

@@ -24,7 +24,7 @@ PLACE = 4.0  # what the tables of rows and columns are multiplied by, so that Ad
 FAINT = 0.2  # of the picture's deviation: a patch that varies less is mostly noise
 
 
-def _norm_matmul(params: Params, config: ModelConfig, x: jax.Array, w: jax.Array) -> jax.Array:
+def _norm_matmul(params: Params, config: ModelConfig, x: jax.Array, w: jax.Array | Weight) -> jax.Array:
     """matmul(norm(x), w) with the norm's scale moved into w: raw features are wide and need no gradient, and so they get none."""
     if isinstance(w, Weight):
         return matmul(norm(params, config, x), w)

@@ -19,7 +19,7 @@ from pollux.model.weight import Weight
 
 def matmul(x: jax.Array, w: jax.Array | Weight) -> jax.Array:
     """x @ w in x's dtype with float32 accumulation."""
-    return w.product(x) if isinstance(w, Weight) else _product(x, w.astype(x.dtype))
+    return w.product(x) if isinstance(w, Weight) else _product(x, w)
 
 
 def matmuls(x: jax.Array, *weights: jax.Array | Weight) -> tuple[jax.Array, ...]:
@@ -42,11 +42,11 @@ def _sum(x_BNK: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x, w):
-    return _dot(x, w, 0)
+    return _dot(x, w.astype(x.dtype), 0)
 
 
 def _product_forward(x, w):
-    return _product(x, w), (x, w)
+    return _product(x, w), (x, w)  # w as it is stored: cast, it would be a copy of all layers that waits for the backward pass
 
 
 def _product_backward(residual, g):
@@ -58,7 +58,7 @@ def _product_backward(residual, g):
         d_w = _sum(d_w_BNK).T
     else:
         d_w = jnp.einsum("btk,btn->kn", x_BTK, g_BTN, preferred_element_type=jnp.float32)
-    return _dot(g, w, 1), d_w.astype(w.dtype)
+    return _dot(g, w.astype(g.dtype), 1), d_w.astype(w.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)

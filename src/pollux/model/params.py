@@ -156,6 +156,11 @@ def map_specs(f: Callable[[Spec], Any], specs: Params) -> Params:
 
 
 def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
+    """Fresh parameters of a model."""
+    return initialise(declare(config), key, dtype)
+
+
+def initialise(specs: Params, key: jax.Array, dtype=jnp.float32) -> Params:
     """Fresh parameters; each leaf's key follows from its path, so adding a parameter does not change the others."""
 
     def make(path, spec: Spec):
@@ -166,7 +171,7 @@ def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
             return (jax.random.truncated_normal(leaf_key, -3, 3, spec.shape, jnp.float32) * std).astype(dtype)
         return jnp.full(spec.shape, spec.init, dtype)
 
-    return jax.tree_util.tree_map_with_path(make, declare(config), is_leaf=is_spec)
+    return jax.tree_util.tree_map_with_path(make, specs, is_leaf=is_spec)
 
 
 def _stable_hash(text: str) -> int:

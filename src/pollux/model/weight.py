@@ -15,6 +15,10 @@ class Weight(abc.ABC):
     def product(self, x: jax.Array) -> jax.Array:
         """x [..., K] -> [..., N] in x's dtype."""
 
+    @abc.abstractmethod
+    def dense(self, dtype) -> jax.Array:
+        """The values [..., K, N]."""
+
 
 class Stacked(Weight):
     """A weight that is not cut into layers by the scan over them, which would copy each layer's part, but looked into by number."""
@@ -22,10 +26,6 @@ class Stacked(Weight):
     @abc.abstractmethod
     def layer(self, index: jax.Array) -> Self:
         """Member `index` of the stack."""
-
-    @abc.abstractmethod
-    def dense(self, dtype) -> jax.Array:
-        """The values [..., K, N]."""
 
     @abc.abstractmethod
     def rows(self, ids: jax.Array, dtype) -> jax.Array:

@@ -69,6 +69,24 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Train W + alpha / rank A B with W frozen in the dtype of its folder, A [K, rank] and B [rank, N] (Hu et al. 2021)."""
+
+    rank: int = 0  # 0 = off: the weights themselves are trained
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attention", "feed_forward")  # what gets adapters: parts of a layer, "attention.q", or "soft.image"
+
+    def __post_init__(self):
+        _require(self.rank >= 0, f"lora.rank {self.rank} must be 0 (off) or more")
+        _require(self.alpha > 0, f"lora.alpha {self.alpha} must be positive")
+        _require(bool(self.targets), "lora.targets must name what gets adapters")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """alpha LM + beta InfoNCE + gamma (z log^2 Z + balance x expert balance)."""
 
@@ -106,6 +124,7 @@ class TrainConfig:
     pairs_per_row: int = 8  # contrastive pairs compared in one row; further ones are not
     steps: int = 0  # optimiser steps of the run; 0 = `minutes` decide
     minutes: float = 0.0  # time of the run from its first batch on, compilation included; 0 = `steps` decide
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -138,6 +157,7 @@ class TrainConfig:
         _require(0 <= self.ema < 1, f"ema {self.ema} must be in [0, 1)")
         _require(self.clip >= 0, f"clip {self.clip} must be 0 (off) or positive")
         _require(self.divergence > 0, f"divergence {self.divergence} must be positive")
+        _require(bool(self.start) or not self.lora.rank, "lora.rank needs a model to adapt: start must name its folder")
         if self.schedule.kind in ABSOLUTE:
             for name in ("learning_rate", *(("matrix_learning_rate",) if self.optimizer.kind == "muon" else ())):
                 rate = getattr(self.optimizer, name)

@@ -2,7 +2,7 @@
 
 Step n is a function of (config, n): parameters start from the seed, batches follow from seed and position, nothing else is random. So a run
 that was killed continues bit for bit from its newest checkpoint. Files under OUT: config.json, metrics.jsonl, data_states.jsonl,
-tensorboard/, checkpoints/, report.html, model/.
+tensorboard/, checkpoints/, report.html, model/, with LoRA adapter.safetensors.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import numpy as np
 from pollux.compilation import use_compilation_cache
 from pollux.data.batches import log_state
 from pollux.generate.model import load
-from pollux.model import folder
+from pollux.model import folder, low_rank
 from pollux.model.params import Params
+from pollux.model.weight import Weight
 from pollux.plain import leaves
 from pollux.tokens.sequence import Batch
-from pollux.train import divergence, metrics, schedule
+from pollux.train import divergence, lora, metrics, schedule
 from pollux.train.checkpoint import Checkpoints
 from pollux.train.config import TrainConfig
 from pollux.train.held_out import HeldOut
@@ -78,11 +79,13 @@ class _Trainer:
         self.held_out = HeldOut(config, self.dataset.mixture.sources, self.vocabulary, self.codec)
         self.batches = iter(self.dataset)
         progress: dict[str, Any] = {}
+        self.base = _starting_weights(config) if config.lora.rank else None  # frozen: neither donated nor in a checkpoint
         if self.step:
             self.state, progress = checkpoints.restore(self.step, jax.eval_shape(lambda: initial_state(config)))
             self.batches.set_state(progress["data"])
         else:
-            self.state = jax.jit(lambda params: initial_state(config, params))(_starting_weights(config))
+            start = _starting_weights(config) if self.base is None else None
+            self.state = jax.jit(lambda params: initial_state(config, params))(start)
         metrics.write_whole(out / "config.json", json.dumps(config.to_json(), indent=1))
         self.log = metrics.Log(out, self.step)
         self.window = metrics.Window(progress.get("window"))
@@ -119,7 +122,7 @@ class _Trainer:
             while not self.finished and not stop_requested.is_set():
                 batch = stack([self._read() for _ in range(config.accumulation)])
                 factor = np.float32(schedule.factor(config.schedule, self.step + 1, self.share_after(self.step), config.model.d_model))
-                self.state, new = step_function(self.state, batch, factor)
+                self.state, new = step_function(self.state, batch, factor, self.base)
                 self.step += 1
                 self._record()  # one step late, while the device works on this one
                 self.pending = (self.step, batch, new)
@@ -161,7 +164,8 @@ class _Trainer:
         elapsed, self.logged_at = now - self.logged_at, now
         tokens, targets, steps = self.work.tolist()
         line = {"step": step, "seconds": self.seconds, "tokens_per_second": tokens / elapsed}
-        line["flop_utilisation"] = step_flops(self.config.model, tokens, targets) / elapsed / self.peak
+        passes = 3 if self.base is None else 2
+        line["flop_utilisation"] = step_flops(self.config.model, tokens, targets, passes) / elapsed / self.peak
         line |= self.window.means()
         self.window, self.work = metrics.Window(), np.zeros(3)
         self.log.write(line)
@@ -172,7 +176,7 @@ class _Trainer:
         """Log what held-out documents cost the weights that would be exported now, if there are such documents."""
         self._record()
         start = time.perf_counter()
-        losses = self.held_out.losses(self.exported)
+        losses = self.held_out.losses(lora.whole(self.config, self.exported, self.base))
         if losses:
             self.log.write({"step": self.step} | losses)
             shown = "  ".join(f"{name.removeprefix(HELD_OUT)} {value:.3f}" for name, value in losses.items())
@@ -188,13 +192,16 @@ class _Trainer:
 
     @property
     def exported(self) -> Params:
-        """The averaged parameters if the run keeps them, else the newest."""
+        """What is trained: its average if the run keeps one, else the newest."""
         return self.state.params if self.state.ema is None else self.state.ema
 
     def export(self) -> Path:
-        """Write OUT/model with vocabulary and codec."""
+        """Write OUT/model with vocabulary and codec, adapters merged and also in a file of their own."""
         model = self.out / "model"
-        folder.save(model, self.exported, self.config.model, self.config.tokens)
+        params = low_rank.merge(lora.whole(self.config, self.exported, self.base))
+        folder.save(model, params, self.config.model, self.config.tokens)
+        if self.base is not None:
+            low_rank.save_adapters(self.out / "adapter.safetensors", self.exported, self.config.lora.scale)
         self.vocabulary.save(model)
         if self.codec is not None:
             self.codec.save(model)
@@ -211,16 +218,22 @@ class _Trainer:
 
 
 def _starting_weights(config: TrainConfig) -> Params | None:
-    """Weights of the folder that the run begins with, as float32. Raises ValueError if that is another model."""
+    """Weights of the folder that the run begins with: as stored if they stay frozen, else as float32.
+
+    Raises ValueError if that is another model.
+    """
     if not config.start:
         return None
     there = folder.load_config(config.start)[0]
     if dataclasses.replace(there, name=config.model.name) != config.model:
         raise ValueError(f"start names {config.start}, whose config.json describes another model than the run's")
-    return folder.load_params(config.start, config.model, np.dtype(np.float32))
+    params = folder.load_params(config.start, config.model, None if config.lora.rank else np.dtype(np.float32))
+    if not config.lora.rank and any(isinstance(leaf, Weight) for leaf in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Weight))):
+        raise ValueError(f"start names {config.start}, whose quantised weights cannot be trained: train adapters beside them (lora.rank)")
+    return params
 
 
-_FIXED = "vocabulary codec start model tokens data seed rows row_length targets_per_row soft_per_batch accumulation".split()
+_FIXED = "vocabulary codec start model tokens data lora seed rows row_length targets_per_row soft_per_batch accumulation".split()
 _FREE = ("data.folder.bad_files", "data.world.cache", "data.world.speech_workers")  # of the data: without a say in what is read
 
 

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pollux.model.config import ModelConfig
 from pollux.model.folder import tensor_name
-from pollux.model.params import Params, Spec, declare, is_spec, map_specs
+from pollux.model.params import Params, Spec, is_spec, map_specs
 from pollux.train.config import OptimizerConfig
 
 STACKED = ("layers", "experts")
@@ -34,23 +33,24 @@ def _member(spec: Spec) -> tuple[int, ...]:
     return tuple(size for size, axis in zip(spec.shape, spec.axes, strict=True) if axis not in STACKED)
 
 
-def _is_matrix(spec: Spec) -> bool:
+def is_matrix(spec: Spec) -> bool:
     """A linear map, not a table."""
     return len(_member(spec)) == 2 and not set(TABLES) & set(spec.axes)
 
 
-def build(config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
-    """The transformation from gradients to updates at a schedule factor of 1. Raises ValueError if `frozen` names nothing or all."""
-    specs = declare(model)
-    fixed = frozen(config, model)
+def build(config: OptimizerConfig, specs: Params) -> optax.GradientTransformation:
+    """The transformation from gradients to updates at a schedule factor of 1, of parameters so declared.
+
+    Raises ValueError if `frozen` names nothing or all.
+    """
+    fixed = frozen(config, specs)
     moving = [spec for spec, stays in zip(_leaves(specs), jax.tree.leaves(fixed), strict=True) if not stays]
-    transformation = _transformation(config, map_specs(_is_matrix, specs), moving)
+    transformation = _transformation(config, map_specs(is_matrix, specs), moving)
     return optax.partition({False: transformation, True: optax.set_to_zero()}, fixed) if config.frozen else transformation
 
 
-def frozen(config: OptimizerConfig, model: ModelConfig) -> Params:
+def frozen(config: OptimizerConfig, specs: Params) -> Params:
     """Whether each parameter keeps its value (bool). Raises ValueError if `config.frozen` names nothing or all."""
-    specs = declare(model)
     names = [tensor_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)]
     matches = {prefix: [f"{name}.".startswith(f"{prefix}.") for name in names] for prefix in config.frozen}
     for prefix, found in matches.items():

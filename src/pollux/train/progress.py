@@ -1,8 +1,9 @@
 """How fast a run goes, and the line that says so: a live one in a terminal, plain lines elsewhere.
 
 FLOP utilisation = model FLOPs a second / the rate of one large matrix product measured on the same device when the run starts. Model
-FLOPs of a step: three times (forward and backward) the products of weights with the tokens that are not padding, and of the unembedding
-with the targets; attention scores, soft-token embedders and the optimiser are work that this figure does not count.
+FLOPs of a step: three times (forward and backward; twice if the weights are frozen under adapters) the products of weights with the tokens
+that are not padding, and of the unembedding with the targets; attention scores, soft-token embedders and the optimiser are work that
+this figure does not count.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pollux.model.config import ModelConfig
 from pollux.model.params import flops_per_token
 
 
-def step_flops(model: ModelConfig, tokens: float, targets: float) -> float:
+def step_flops(model: ModelConfig, tokens: float, targets: float, passes: int = 3) -> float:
     """Model FLOPs of one training step, as the module defines them."""
     unembed = 2 * model.d_model * model.vocab_size
-    return 3 * (tokens * (flops_per_token(model, context=0) - unembed) + targets * unembed)
+    return passes * (tokens * (flops_per_token(model, context=0) - unembed) + targets * unembed)
 
 
 def peak_flops(compute: str) -> float:

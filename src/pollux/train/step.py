@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pollux.model import params as model_params
-from pollux.model.params import Params
+from pollux.model.params import Params, initialise
 from pollux.tokens.sequence import Batch
-from pollux.train import objective, optimizer
+from pollux.train import lora, objective, optimizer
 from pollux.train.config import TrainConfig
 from pollux.train.objective import Metrics
 
@@ -29,30 +28,33 @@ class State:
     """All that changes during a run, except the position in the data."""
 
     step: jax.Array  # int32 scalar, finished optimiser steps
-    params: Params
+    params: Params  # what is trained: those of the model, or adapters
     optimizer: Any
     ema: Params | None  # averaged parameters; None when the config has ema = 0
 
 
 def initial_state(config: TrainConfig, params: Params | None = None) -> State:
-    """The state before the first step; parameters follow from the seed if none are given."""
-    params = model_params.init(config.model, jax.random.key(config.seed)) if params is None else params
+    """The state before the first step; parameters, or adapters, follow from the seed if none are given."""
+    specs = lora.trained(config)
+    params = initialise(specs, jax.random.key(config.seed)) if params is None else params
     ema = jax.tree.map(jnp.copy, params) if config.ema else None
-    return State(jnp.zeros((), jnp.int32), params, optimizer.build(config.optimizer, config.model).init(params), ema)
+    return State(jnp.zeros((), jnp.int32), params, optimizer.build(config.optimizer, specs).init(params), ema)
 
 
-def make_step(config: TrainConfig) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
-    """step(state, batch, factor) -> (state, metrics), to be jitted with the state donated.
+def make_step(config: TrainConfig) -> Callable[..., tuple[State, Metrics]]:
+    """step(state, batch, factor, base=None) -> (state, metrics), to be jitted with the state donated.
 
-    batch: leaves [A, ...]. factor: float32 scalar that multiplies the learning rates (train/schedule.py).
+    batch: leaves [A, ...]. factor: float32 scalar that multiplies the learning rates (train/schedule.py). base: the frozen
+    parameters that adapters are attached to.
     Metrics are float32 scalars: those of objective.loss, grad_norm (of what is not frozen, before clipping), rate_factor (the argument
     `factor`) and tokens (positions that are not padding).
     """
-    transformation = optimizer.build(config.optimizer, config.model)
-    frozen = optimizer.frozen(config.optimizer, config.model)
+    specs = lora.trained(config)
+    transformation = optimizer.build(config.optimizer, specs)
+    frozen = optimizer.frozen(config.optimizer, specs)
 
-    def step(state: State, batch: Batch, factor: jax.Array) -> tuple[State, Metrics]:
-        grads, metrics = _gradient(state.params, config, batch)
+    def step(state: State, batch: Batch, factor: jax.Array, base: Params | None = None) -> tuple[State, Metrics]:
+        grads, metrics = _gradient(state.params, base, config, batch)
         grads = jax.tree.map(lambda grad, fixed: jnp.zeros_like(grad) if fixed else grad, grads, frozen)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
@@ -77,16 +79,18 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def _gradient(params: Params, config: TrainConfig, batch: Batch) -> tuple[Params, Metrics]:
+def _gradient(params: Params, base: Params | None, config: TrainConfig, batch: Batch) -> tuple[Params, Metrics]:
     """Gradient and metrics of the objective over all A batches, as if they were one (InfoNCE and expert balance: within each)."""
-    value_and_grad = jax.value_and_grad(objective.loss, has_aux=True)
     total = objective.totals(config.loss, batch.targets, config.accumulation)
+    value_and_grad = jax.value_and_grad(
+        lambda params, one: objective.loss(lora.whole(config, params, base), config, one, total), has_aux=True
+    )
     if config.accumulation == 1:
-        (_, metrics), grads = value_and_grad(params, config, jax.tree.map(lambda x: x[0], batch), total)
+        (_, metrics), grads = value_and_grad(params, jax.tree.map(lambda x: x[0], batch))
         return grads, metrics
 
     def add(sums: Params, one: Batch):
-        (_, metrics), grads = value_and_grad(params, config, one, total)
+        (_, metrics), grads = value_and_grad(params, one)
         return jax.tree.map(jnp.add, sums, grads), metrics
 
     grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), batch)
