@@ -1,5 +1,5 @@
 """A GGUF file holds what the folder holds, under the names and in the types of llama.cpp; computed as llama.cpp's sources say, in float64
-numpy, it gives the model's logits. What llama.cpp cannot compute is refused by name. The slow tests open the files with llama.cpp itself."""
+numpy, it gives the model's logits. What llama.cpp cannot compute is refused by name. The slow tests open the files with llama.cpp."""
 
 import dataclasses
 import json

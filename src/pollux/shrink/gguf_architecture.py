@@ -101,7 +101,7 @@ def _gemma_tensors(params: Mapping[str, np.ndarray], config: ModelConfig) -> Ite
     far = config.layers[-1].attention
     half = far.head_dim // 2
     turned = 0 if far.position == "none" else int(half * far.rope_fraction)
-    yield "rope_freqs.weight", np.repeat(np.float32([1.0, NO_ROTATION]), [turned, half - turned])
+    yield "rope_freqs.weight", np.repeat(np.array([1.0, NO_ROTATION], np.float32), [turned, half - turned])
     yield from huggingface.tensors(params, config, {})
 
 
