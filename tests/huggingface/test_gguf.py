@@ -27,7 +27,7 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'p
 from pollux.shrink.gguf_file import to_gguf  # noqa: E402
 
 WORDS = Vocabulary(train_bpe(["a small text for a small tokeniser, with some words in it: 1, 2, 3"] * 3, 320))
-CODES = 8  # ids after those of text, as a model that draws has them
+CODES = 8  # ids after those of text
 RELU2 = FeedForwardConfig(96, "relu2", gated=False)
 SILU = FeedForwardConfig(96, "silu")
 OWN = {
@@ -232,6 +232,18 @@ def test_metadata_says_what_llama_needs(tmp_path):
     assert field(file, "tokenizer.ggml.merges") == [" ".join(pair) for pair in data["model"]["merges"]]
 
 
+def test_ids_of_image_codes_are_left_out(tmp_path):
+    own_model(tmp_path / "own", "norms around the sub-blocks", tied=False)
+    model = pollux.load(tmp_path / "own")
+    to_gguf(Model(model.params, model.config, vocabulary=Vocabulary(WORDS.tokenizer, (CODES,))), tmp_path / "own.gguf", "f16")
+    file = gguf.GGUFReader(tmp_path / "own.gguf")
+    assert len(field(file, "tokenizer.ggml.tokens")) == WORDS.size
+    assert arrays(file)["token_embd.weight"].shape == arrays(file)["output.weight"].shape == (WORDS.size, 64)
+    np.testing.assert_array_equal(arrays(file)["output.weight"], np.asarray(model.params["unembed"]).T[: WORDS.size])
+    assert field(file, "tokenizer.ggml.suppress_tokens") == [i for i, name in enumerate(SPECIALS) if name not in
+                                                             ("<eos>", "<end_of_turn>", "<call>", "</call>")]  # fmt: skip
+
+
 def test_the_words_of_gemma_are_written_with_their_types(tmp_path):
     gemma_folder(tmp_path / "there")
     file = written(tmp_path / "there", tmp_path / "there.gguf")
@@ -281,6 +293,15 @@ def test_values_beyond_f16_leave_no_file(tmp_path, capsys):
     assert main(["export", str(tmp_path / "large"), "--to", "gguf", "--out", str(tmp_path / "large.gguf")]) == 2
     assert "token_embd.weight has values that f16 cannot hold" in capsys.readouterr().err
     assert not list(tmp_path.glob("large.gguf*"))
+
+
+def test_a_wrong_place_or_type_is_one_sentence(tmp_path, capsys):
+    there = tmp_path / "there.gguf"
+    there.write_text("something of the user's")
+    assert main(["export", str(tmp_path), "--to", "gguf", "--out", str(there)]) == 2
+    assert "there.gguf exists" in capsys.readouterr().err and there.read_text() == "something of the user's"
+    assert main(["export", str(tmp_path), "--to", "hf", "--type", "q8_0", "--out", str(tmp_path / "new")]) == 2
+    assert "--type is about --to gguf" in capsys.readouterr().err
 
 
 def opened(path):

@@ -35,8 +35,13 @@ def to_gguf(model: Model, out: Path, kind: Type) -> None:
     writer.add_file_type(_FILE_TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     gguf_architecture.describe(writer, model.config)
-    gguf_words.describe(writer, model.vocabulary, model.config.vocab_size)
+    # A file knows no pictures: the ids of their codes, which follow those of text, are left out.
+    size = model.vocabulary.code_offset if model.vocabulary.code_levels else model.config.vocab_size
+    gguf_words.describe(writer, model.vocabulary, size)
     params = folder.named(model.params)
+    params["embed"] = params["embed"][:size]
+    if not model.config.tied:
+        params["unembed"] = params["unembed"][:, :size]
     chosen = {}
     for name, array in gguf_architecture.tensors(params, model.config):
         chosen[name] = _type(name, array.shape, kind, model.config.tied and model.config.post_norm)

@@ -9,8 +9,10 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 from gguf import GGUFWriter, TokenType
 
+from pollux.generate.grammar import grammar
 from pollux.shrink.export import TURNS
 from pollux.tokens.vocabulary import Vocabulary
 
@@ -21,7 +23,7 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def describe(writer: GGUFWriter, vocabulary: Vocabulary, size: int) -> None:
-    """Add the tokenizer to a file's metadata. size: ids of the model; those without text, such as image codes, become unused tokens.
+    """Add the tokenizer to a file's metadata. size: ids of the file; those without text become unused tokens.
 
     Raises ValueError for a tokenizer that llama.cpp does not know.
     """
@@ -50,6 +52,9 @@ def describe(writer: GGUFWriter, vocabulary: Vocabulary, size: int) -> None:
         writer.add_pad_token_id(specials["<pad>"])
     for add, stop in zip((writer.add_eos_token_id, writer.add_eot_token_id), stops, strict=False):
         add(stop)
+    never = np.flatnonzero(~np.asarray(grammar(vocabulary, size, 0).outside))
+    if len(never):
+        writer.add_array("tokenizer.ggml.suppress_tokens", never.tolist())  # llama.cpp's own programs do not write these
     template = TURNS if vocabulary.template is None else vocabulary.template.source
     if template:
         writer.add_chat_template(template)
