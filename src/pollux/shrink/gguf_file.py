@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import gguf
 import numpy as np
@@ -18,8 +18,6 @@ from pollux.model import folder
 from pollux.shrink import gguf_architecture, gguf_words
 
 Type = Literal["f16", "q8_0", "q4_0"]
-_FILE_TYPES = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0}
-assert set(_FILE_TYPES) == set(get_args(Type))
 
 
 def to_gguf(model: Model, out: Path, kind: Type) -> None:
@@ -32,7 +30,7 @@ def to_gguf(model: Model, out: Path, kind: Type) -> None:
     part = out.with_name(out.name + ".part")
     writer = gguf.GGUFWriter(part, gguf_architecture.architecture(model.config))
     writer.add_name(model.config.name)
-    writer.add_file_type(_FILE_TYPES[kind])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     gguf_architecture.describe(writer, model.config)
     # A file knows no pictures: the ids of their codes, which follow those of text, are left out.
@@ -45,8 +43,8 @@ def to_gguf(model: Model, out: Path, kind: Type) -> None:
     chosen = {}
     for name, array in gguf_architecture.tensors(params, model.config):
         chosen[name] = _type(name, array.shape, kind, model.config.tied and model.config.post_norm)
-        size = gguf.quant_shape_to_byte_shape(array.shape, chosen[name])
-        writer.add_tensor_info(name, size, np.dtype(np.uint8), math.prod(size), chosen[name])
+        stored = gguf.quant_shape_to_byte_shape(array.shape, chosen[name])
+        writer.add_tensor_info(name, stored, np.dtype(np.uint8), math.prod(stored), chosen[name])
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
