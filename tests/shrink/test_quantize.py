@@ -125,9 +125,11 @@ def test_the_command_writes_a_smaller_folder_that_answers_alike(source, tmp_path
     assert np.linalg.norm(close - exact) < {4: 0.35, 8: 0.03}[bits] * np.linalg.norm(exact)
 
 
-def test_a_quantised_folder_is_not_quantised_again(source, tmp_path, capsys):
+def test_a_quantised_folder_is_not_quantised_again_or_exported(source, tmp_path, capsys):
     assert main(["quantize", str(source), "--method", "nearest", "--out", str(tmp_path / "small")]) == 0
     assert main(["quantize", str(tmp_path / "small"), "--method", "nearest", "--out", str(tmp_path / "twice")]) == 2
     assert "quantised already" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "small"), "--to", "hf", "--out", str(tmp_path / "hf")]) == 2
+    assert "export the folder that it was made of" in capsys.readouterr().err
     assert main(["quantize", str(source), "--bits", "5", "--out", str(tmp_path / "five")]) == 2
     assert "bits 5 must be 4 or 8" in capsys.readouterr().err

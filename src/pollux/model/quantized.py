@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,11 @@ class Quantized(Stacked):
         whole = _unpack_blocks(blocks, self.bits)  # [..., G, 32, 16]
         lane = jnp.take_along_axis(whole, (ids % OUTPUTS)[..., None, None, None], -1)[..., 0]
         return lane.reshape(*ids.shape, -1)[..., : self.inputs].astype(dtype)
+
+
+def is_quantized(params: Any) -> bool:
+    """Whether a tree of parameters holds quantised weights."""
+    return any(isinstance(leaf, Quantized) for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Quantized)))
 
 
 def packed_shape(inputs: int, outputs: int, bits: int) -> tuple[int, int, int]:

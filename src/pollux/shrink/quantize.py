@@ -26,7 +26,7 @@ from pollux.model import decoder
 from pollux.model.config import ModelConfig
 from pollux.model.folder import tensor_name
 from pollux.model.params import Params, Spec, declare, is_spec, matrix
-from pollux.model.quantized import INPUTS, Quantized, pack
+from pollux.model.quantized import INPUTS, Quantized, is_quantized, pack
 from pollux.model.weight import Stacked
 from pollux.tokens.pack import Packer, sizes
 from pollux.tokens.sequence import Inputs, Sequence
@@ -65,7 +65,7 @@ def quantize(
     """
     if bits not in (4, 8):
         raise ValueError(f"bits {bits} must be 4 or 8")
-    if any(isinstance(leaf, Quantized) for leaf in jax.tree.leaves(model.params, is_leaf=_is_leaf)):
+    if is_quantized(model.params):
         raise ValueError("the model is quantised already; quantise the one it was made of")
     chosen = matrices(model.config)
     sequences = list(calibration) if method == "gptq" else []

@@ -20,10 +20,11 @@ def config_json(config: ModelConfig, token_ids: Mapping[str, int]) -> dict[str, 
 
     token_ids: by their names in config.json, such as bos_token_id. Raises ValueError naming the first feature that Gemma 4 lacks.
     """
-    _check(config)
+    check(config)
     layers = config.layers
     near = next((x.attention for x in layers if x.attention.window), None)
     far = layers[-1].attention
+    _require(near is None or near.num_heads == far.num_heads, "local and global layers with different num_heads")
     width = layers[0].feed_forward.hidden  # type: ignore[union-attr]  # checked
     experts = layers[0].experts
     shared = sum(x.attention.shares_kv for x in layers)
@@ -162,7 +163,7 @@ def _rope(a: AttentionConfig) -> dict[str, Any]:
     return kind | {"rope_theta": a.rope_base}
 
 
-def _check(config: ModelConfig) -> None:
+def check(config: ModelConfig) -> None:
     """Raises ValueError naming what Gemma 4 does not compute."""
     _require(config.norm == "rms" and config.pre_norm and config.post_norm, "other norms than RMSNorm before and after each sub-block")
     _require(config.embed_scale, "embeddings that are not multiplied by the root of the width")
@@ -204,4 +205,4 @@ def _check_layer(layer: LayerConfig, sees: bool) -> None:
 
 def _require(fits: bool, feature: str) -> None:
     if not fits:
-        raise ValueError(f"Gemma 4 has no place for {feature}, so this model cannot be written for transformers")
+        raise ValueError(f"Gemma 4 has no place for {feature}, so this model cannot be written as one")
