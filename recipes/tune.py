@@ -33,8 +33,10 @@ def recipe(model: Path, folder: Path) -> TrainConfig:
         rows=2,
         row_length=length,
         targets_per_row=length,
-        # A vision tower compares all patches of a batch with each other, so the batch has room for two pictures of full size.
-        soft_per_batch={soft.name: min(length, 2 * getattr(tokens, soft.name).max_tokens) for soft in config.soft_inputs},
+        # Two pictures or sounds of full size. A clip of 32 frames takes 2,240 tokens: --row-length 4096 --soft-per-batch video 2240
+        soft_per_batch={
+            soft.name: min(length, 2 * getattr(tokens, soft.name).max_tokens) for soft in config.soft_inputs if soft.name != "video"
+        },
         steps=500,
         optimizer=OptimizerConfig("adamw", learning_rate=1e-5),
         schedule=ScheduleConfig(warmup=20),

@@ -25,7 +25,7 @@ def answer(text):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("gemma")
-    folders.tower_model(path, "no audio", folders.tokenizer())
+    folders.tower_model(path, "dense", folders.tokenizer())
     return path
 
 

@@ -16,7 +16,7 @@ from pollux.train import loop, metrics
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("gemma") / "model"
-    return path, folders.tower_model(path, "no audio", folders.tokenizer())
+    return path, folders.tower_model(path, "dense", folders.tokenizer())
 
 
 def test_the_first_loss_is_that_of_transformers(model, tmp_path):
