@@ -16,6 +16,8 @@ torch = pytest.importorskip("torch", reason="torch (CPU) is not installed: scrip
 transformers = pytest.importorskip("transformers.models.gemma4_unified", reason="transformers 5 with Gemma 4 is not installed")
 
 from transformers import (  # noqa: E402
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     Gemma4Config,
     Gemma4ForCausalLM,
     Gemma4ForConditionalGeneration,
@@ -248,3 +250,16 @@ def unified_model(folder: Path, made: GemmaTokenizer):
         **_ids(made),
     )
     return save(Gemma4UnifiedForConditionalGeneration(config), folder, made)
+
+
+def third_model(folder: Path, **changes):
+    """A text model of Gemma 3, whose norms multiply by one plus their weights."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "layer_types", "head_dim", "sliding_window")
+    sizes = {name: TEXT[name] for name in names} | dict(num_attention_heads=4, num_key_value_heads=1, query_pre_attn_scalar=12)
+    model = save(Gemma3ForCausalLM(Gemma3TextConfig(**sizes | changes)), folder)
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.ndim == 1:
+                values -= 1
+    model.save_pretrained(folder)
+    return model

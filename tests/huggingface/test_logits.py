@@ -1,6 +1,7 @@
 """Gemma 4 folders give the logits and the continuations that transformers gives, on files that both read with their own processors."""
 
 import dataclasses
+import json
 
 import av
 import folders
@@ -67,6 +68,24 @@ def test_text_logits_are_those_of_transformers(kind, tmp_path):
     model = folders.text_model(tmp_path, **folders.TEXTS[kind])
     ids = np.random.default_rng(0).integers(5, 600, 40)
     close(pollux.load(tmp_path).logits(ids), reference(model, input_ids=torch.tensor(ids[None])))
+
+
+def test_logits_of_a_text_model_of_gemma_3_are_those_of_transformers(tmp_path):
+    model = folders.third_model(tmp_path, num_hidden_layers=8, layer_types=[*[folders.S] * 5, folders.F, *[folders.S] * 2])
+    ids = np.random.default_rng(0).integers(5, 600, 60)
+    close(pollux.load(tmp_path).logits(ids), reference(model, input_ids=torch.tensor(ids[None])))
+
+
+def test_what_is_not_opened_is_refused_in_a_sentence(tmp_path):
+    folders.third_model(tmp_path, num_hidden_layers=6)
+    data = json.loads((tmp_path / "config.json").read_text())
+    for changed, message in (
+        ({"model_type": "gemma3"}, "pollux opens gemma4, .*, gemma3_text, not models of type 'gemma3'"),
+        ({"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}, "config.json has rope_scaling = .*; pollux computes None"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(data | changed))
+        with pytest.raises(ValueError, match=message):
+            pollux.load(tmp_path)
 
 
 CONTENTS = {
