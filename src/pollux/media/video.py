@@ -44,7 +44,7 @@ def decode_video(
     If that makes more than `max_frames`, that many times are spread evenly over the clip instead. With fps = 0 the frames are spread
     evenly by their number: of n frames number i n / max_frames, rounded down, or all if there are no more. Raises MediaError.
     """
-    if fps < 0 or max_frames < 1:
+    if not fps >= 0 or max_frames < 1:
         raise ValueError(f"fps {fps} must not be negative and max_frames {max_frames} must be positive")
     with naming("video", source) as name:
         if isinstance(source, VideoArray):

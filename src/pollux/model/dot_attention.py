@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 MASKED = -1e30
-QUERIES = 512  # of a block in attend_within
+QUERIES = 256  # of a block in attend_within
 
 
 def additive_mask(mask_BTS: jax.Array) -> jax.Array:

@@ -126,7 +126,9 @@ def _soft_inputs(data: dict[str, Any]) -> Iterator[SoftInputConfig]:
 
 
 def _layer_types(text: dict[str, Any]) -> list[str]:
-    kinds = text.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(text["num_hidden_layers"])]
+    every = text.get("sliding_window_pattern", 6)
+    numbers = range(1, text["num_hidden_layers"] + 1)
+    kinds = text.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in numbers]
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown:
         raise ValueError(f"layer_types has {', '.join(sorted(unknown))}; pollux knows sliding_attention and full_attention")
@@ -152,7 +154,7 @@ def _of_layer(text: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
 
 def _layer(text: dict[str, Any], kind: str, shares_kv: bool) -> LayerConfig:
     far = kind == "full_attention"
-    rope = (text.get("rope_parameters") or _ROPE[_is_third(text)])[kind]
+    rope = _rope(text, kind)
     if rope["rope_type"] not in ("default", "proportional") or rope.get("factor", 1.0) != 1.0:
         raise ValueError(f"rope_parameters of {kind} are {rope}; pollux knows rope_type default and proportional, without a factor")
     reused = far and text.get("attention_k_eq_v", False)
@@ -181,14 +183,14 @@ def _is_third(text: dict[str, Any]) -> bool:
     return text.get("model_type") == "gemma3_text"
 
 
-_LOCAL = {"rope_type": "default", "rope_theta": 10_000.0}
-_ROPE: dict[bool, dict[str, dict[str, Any]]] = {  # of Gemma 4, of Gemma 3
-    False: {
-        "sliding_attention": _LOCAL,
-        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
-    },
-    True: {"sliding_attention": _LOCAL, "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0}},
-}
+def _rope(text: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The rotation of a kind of layer, in the newer form."""
+    if text.get("rope_parameters"):
+        return text["rope_parameters"][kind]
+    if kind == "sliding_attention":
+        return {"rope_type": "default", "rope_theta": text.get("rope_local_base_freq", 10_000.0)}
+    partial = {"rope_type": "default"} if _is_third(text) else {"rope_type": "proportional", "partial_rotary_factor": 0.25}
+    return partial | {"rope_theta": text.get("rope_theta", 1_000_000.0)}
 
 
 def _refuse(text: dict[str, Any]) -> None:
