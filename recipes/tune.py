@@ -33,9 +33,9 @@ def recipe(model: Path, folder: Path) -> TrainConfig:
         rows=2,
         row_length=length,
         targets_per_row=length,
-        # Two pictures or sounds of full size. A clip of 32 frames takes 2,240 tokens: --row-length 4096 --soft-per-batch video 2240
+        # Two pictures or sounds of full size; for clips, say, --row-length 4096 --soft-per-batch.video 2240 (32 frames of 70 tokens)
         soft_per_batch={
-            soft.name: min(length, 2 * getattr(tokens, soft.name).max_tokens) for soft in config.soft_inputs if soft.name != "video"
+            soft.name: 0 if soft.name == "video" else min(length, 2 * getattr(tokens, soft.name).max_tokens) for soft in config.soft_inputs
         },
         steps=500,
         optimizer=OptimizerConfig("adamw", learning_rate=1e-5),
