@@ -170,6 +170,36 @@ def test_a_clip_of_32_frames_is_understood_as_transformers_does(kind, made, file
     compare(kind, "a clip", files, made, tmp_path, monkeypatch, frames=32)
 
 
+@pytest.mark.parametrize("kind", ["per-layer", "unified"])
+def test_patches_places_frames_and_sounds_are_those_of_the_processors_of_transformers(kind, made, files, tmp_path, monkeypatch):
+    folder_of(kind, tmp_path, made)
+    contents = [Content("user", tuple(parts_for(kind, "all together", files)))]
+    theirs = inputs_of(folders.processor(kind == "unified", made, monkeypatch), contents)
+    ours = pollux.load(tmp_path).prompt(contents).soft
+    small = 1 if kind == "unified" else folders.POOL  # patches of theirs along the side of one of ours
+    for name, values, places in (
+        ("image", "pixel_values", "image_position_ids"),
+        ("video", "pixel_values_videos", "video_position_ids"),
+    ):
+        there = (theirs[places] >= 0).all(-1)
+        number, _ = np.nonzero(there.numpy())
+        patches, (x, y) = theirs[values][there].numpy(), theirs[places][there].numpy().T
+        mine, (row, column) = ours[name].features, ours[name].coord.T
+        side = folders.PATCH * folders.POOL // small
+        mine = mine.reshape(-1, small, side, small, side, 3).swapaxes(2, 3).reshape(-1, side * side * 3)
+        inside = np.indices((small, small)).reshape(2, -1)
+        rows, columns = ((at[:, None] * small + offset).reshape(-1) for at, offset in zip((row, column), inside, strict=True))
+        picture = np.repeat(np.cumsum((row == 0) & (column == 0)) - 1, small * small)
+        order, theirs_in_order = np.lexsort((columns, rows, picture)), np.lexsort((x, y, number))
+        np.testing.assert_array_equal(np.stack([rows, columns])[:, order], np.stack([y, x])[:, theirs_in_order])
+        np.testing.assert_allclose(mine[order], patches[theirs_in_order], atol=1e-6)
+    sounds = theirs["input_features"][theirs["input_features_mask"]].numpy()
+    frames = ours["audio"].features
+    if kind != "unified":  # four frames a token, of which the last of a sound may lack some
+        frames = frames.reshape(-1, 4, 128)[np.arange(4) < ours["audio"].coord[:, :1]]
+    np.testing.assert_allclose(frames, sounds, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_continuations_of_unequal_prompts_are_those_of_transformers(kind, made, files, tmp_path, monkeypatch):
     model = folder_of(kind, tmp_path, made)
