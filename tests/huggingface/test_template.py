@@ -57,6 +57,15 @@ def test_targets_are_what_the_model_wrote(vocabulary):
         assert vocabulary.decode(seen) == text
 
 
+def test_targets_are_the_call_and_not_what_the_function_answered(vocabulary):
+    call = Content("model", (FunctionCall("weather", {"city": "Oslo"}),))
+    contents = (user("rain?"), call, Content("tool", (FunctionResponse("weather", {"rain": True}),)), answer("yes"))
+    sequence = encode(Document(contents), vocabulary, TokensConfig())
+    written = '<|tool_call>call:weather{"city": "Oslo"}<tool_call|><|turn>model\nyes<turn|>\n'
+    assert vocabulary.decode(sequence.ids[sequence.target > 0]) == written
+    assert vocabulary.decode(sequence.ids) == vocabulary.template.spell(contents, opened=False).text
+
+
 def test_running_text_begins_with_what_the_tokenizer_adds_and_is_all_target(vocabulary):
     sequence = encode(Document((Content("", (Text("once upon"),)),)), vocabulary, TokensConfig())
     assert sequence.ids.tolist() == [*vocabulary.template.start, *vocabulary.encode_text("once upon")]

@@ -85,16 +85,18 @@ class Template:
                 opening = self._shared(self.spell(until[:-1], opened=True), whole)
                 self._write(writer, self._begin(writer, opening.after(done)), media, 0)
                 done = opening
+                if [x.role for x in contents[i + 1 : i + 2]] == ["tool"]:  # its answer may belong to the same turn
+                    whole = self._shared(whole, self.spell([*until, contents[i + 1]], opened=False))
             self._write(writer, self._begin(writer, whole.after(done)), media, float(content.role in ("model", "")))
             done = whole
         _require_written(media)
 
-    def _shared(self, opening: _Spelled, whole: _Spelled) -> _Spelled:
-        """The opening of a turn without what the turn has not once it is written, such as Gemma 4's empty thoughts."""
-        pieces = self._pattern.split(opening.text)
-        while not whole.text.startswith("".join(pieces)):
+    def _shared(self, shorter: _Spelled, longer: _Spelled) -> _Spelled:
+        """The shorter without what comes off its end as more is written, such as Gemma 4's empty thoughts at the opening of a turn."""
+        pieces = self._pattern.split(shorter.text)
+        while not longer.text.startswith("".join(pieces)):
             pieces.pop()
-        return _Spelled("".join(pieces), opening.mark)
+        return _Spelled("".join(pieces), shorter.mark)
 
     def _begin(self, writer: Writer, spelled: _Spelled) -> _Spelled:
         if not writer.ids and not any(spelled.text.startswith(token) for token, i in self.special.items() if i in self.start):
