@@ -35,8 +35,10 @@ def recipe(model: Path, folder: Path, rank: int = 0) -> TrainConfig:
         rows=2,
         row_length=length,
         targets_per_row=length,
-        # A vision tower compares all patches of a batch with each other, so the batch has room for two pictures of full size.
-        soft_per_batch={soft.name: min(length, 2 * getattr(tokens, soft.name).max_tokens) for soft in config.soft_inputs},
+        # Two pictures or sounds of full size; for clips, say, --row-length 4096 --soft-per-batch.video 2240 (32 frames of 70 tokens)
+        soft_per_batch={
+            soft.name: 0 if soft.name == "video" else min(length, 2 * getattr(tokens, soft.name).max_tokens) for soft in config.soft_inputs
+        },
         steps=500,
         lora=LoraConfig(rank),
         optimizer=OptimizerConfig("adamw", learning_rate=2e-4 if rank else 1e-5),

@@ -59,7 +59,10 @@ class Video:
     source: bytes | str | os.PathLike | VideoArray
 
     def frames(self, fps: float, max_frames: int, limits: Limits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray]:
-        """Frames uint8 [F, H, W, 3] and their times float64 [F] in seconds, see media.decode_video. Raises MediaError."""
+        """Frames uint8 [F, H, W, 3] and their times float64 [F] in seconds; fps = 0: by their number, see media.decode_video.
+
+        Raises MediaError.
+        """
         return media.decode_video(self.source, fps, max_frames, limits)
 
     def samples(self, rate: int, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:

@@ -1,9 +1,14 @@
 """Small folders of Gemma 4 with random weights, made with transformers, and the models and processors that made them."""
 
+import functools
+import importlib
 import json
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from tokenizers import Tokenizer, models, normalizers, trainers
 
@@ -13,6 +18,8 @@ torch = pytest.importorskip("torch", reason="torch (CPU) is not installed: scrip
 transformers = pytest.importorskip("transformers.models.gemma4_unified", reason="transformers 5 with Gemma 4 is not installed")
 
 from transformers import (  # noqa: E402
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     Gemma4Config,
     Gemma4ForCausalLM,
     Gemma4ForConditionalGeneration,
@@ -24,6 +31,9 @@ from transformers import (  # noqa: E402
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor  # noqa: E402
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil  # noqa: E402
 from transformers.models.gemma4.processing_gemma4 import Gemma4Processor  # noqa: E402
+from transformers.models.gemma4_unified.feature_extraction_gemma4_unified import Gemma4UnifiedAudioFeatureExtractor  # noqa: E402
+from transformers.models.gemma4_unified.processing_gemma4_unified import Gemma4UnifiedProcessor  # noqa: E402
+from transformers.video_utils import default_sample_indices_fn, read_video_pyav  # noqa: E402
 
 S, F = "sliding_attention", "full_attention"
 MEDIA = {
@@ -34,19 +44,36 @@ MEDIA = {
     "boa_token": "<|audio>",
     "eoa_token": "<audio|>",
 }
-TURNS = ["<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>", '<|"|>']
-TEMPLATE = """{{ bos_token }}{%- for message in messages -%}
-{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
-{{ '<|turn>' + role + '\\n' }}
-{%- for item in message['content'] -%}
-{%- if item['type'] == 'text' -%}{{ item['text'] | trim }}
-{%- elif item['type'] == 'image' -%}{{ '<|image|>' }}
-{%- elif item['type'] == 'audio' -%}{{ '<|audio|>' }}
-{%- else -%}{{ raise_exception('no ' + item['type']) }}{%- endif -%}
+TURNS = ["<|turn>", "<turn|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"]
+TURNS += ["<|channel>", "<channel|>", "<|think|>", "<|video|>", '<|"|>']
+TEMPLATE = """{{ bos_token }}
+{%- if tools or enable_thinking or messages[0]['role'] == 'system' -%}
+{{ '<|turn>system\\n' }}
+{%- if enable_thinking -%}{{ '<|think|>' }}{%- endif -%}
+{%- if messages[0]['role'] == 'system' -%}{{ messages[0]['content'] | trim }}{%- set messages = messages[1:] -%}{%- endif -%}
+{%- for tool in tools or [] -%}
+{{ '<|tool>declaration:' + tool['function']['name'] + (tool['function']['parameters'] | tojson) + '<tool|>' }}
 {%- endfor -%}
 {{ '<turn|>\\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{ raise_exception('a second system turn') }}{%- endif -%}
+{{ '<|turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' }}
+{%- for call in message['tool_calls'] or [] -%}
+{{ '<|tool_call>call:' + call['function']['name'] + (call['function']['arguments'] | tojson) + '<tool_call|>' }}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|turn>model\\n' }}{%- endif -%}"""
+{%- for answer in message['tool_responses'] or [] -%}
+{{ '<|tool_response>response:' + answer['name'] + (answer['response'] | tojson) + '<tool_response|>' }}
+{%- endfor -%}
+{%- for item in message['content'] -%}
+{%- if item['type'] == 'text' -%}{{ item['text'] | trim }}{%- else -%}{{ '\\n<|' + item['type'] + '|>' }}{%- endif -%}
+{%- endfor -%}
+{%- if message['content'] or not message['tool_responses'] -%}{{ '<turn|>\\n' }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{%- if not messages[-1]['tool_responses'] -%}{{ '<|turn>model\\n' }}{%- endif -%}
+{%- if not enable_thinking -%}{{ '<|channel>thought\\n<channel|>' }}{%- endif -%}
+{%- endif -%}"""
 TEXT = dict(
     vocab_size=640,
     hidden_size=32,
@@ -90,11 +117,12 @@ TEXTS = {
     ),
     "an irregular pattern, untied": dict(num_hidden_layers=5, layer_types=[S, F, F, S, F], tie_word_embeddings=False),
 }
-TOWERS = {
-    "two-way images": (dict(use_bidirectional_attention="vision"), dict(standardize=True), dict(use_clipped_linears=False)),
-    "bounded linear maps": (dict(TEXTS["shared keys and values"]), dict(use_clipped_linears=True), dict(attention_context_left=6)),
-    "no audio": ({}, {}, None),
+TOWERS = {  # 31B, 26B-A4B, E2B and E4B
+    "dense": (dict(use_bidirectional_attention="vision"), dict(standardize=True), None),
+    "experts": (TEXTS["experts"] | dict(use_bidirectional_attention="vision"), {}, dict(use_clipped_linears=False)),
+    "per-layer": (TEXTS["shared keys and values"], dict(use_clipped_linears=True), dict(attention_context_left=6)),
 }
+FRAMES = 3  # of a clip
 
 
 def tokenizer() -> GemmaTokenizer:
@@ -110,11 +138,60 @@ def tokenizer() -> GemmaTokenizer:
     return made
 
 
-def processor(made: GemmaTokenizer, monkeypatch) -> Gemma4Processor:
-    """transformers' own, without a processor of videos, which would need torchvision."""
-    monkeypatch.setattr(Gemma4Processor, "check_argument_for_proper_class", lambda *_: object)
-    images = Gemma4ImageProcessorPil(max_soft_tokens=70)
-    return Gemma4Processor(Gemma4AudioFeatureExtractor(), images, made, object(), chat_template=TEMPLATE)
+def processor(unified: bool, made: GemmaTokenizer, monkeypatch, frames: int = FRAMES):
+    """transformers' own, except that Pillow resizes where it asks for torchvision, and PyAV decodes clips."""
+    kind = Gemma4UnifiedProcessor if unified else Gemma4Processor
+    monkeypatch.setattr(kind, "check_argument_for_proper_class", lambda *_: object)
+    functional = types.ModuleType("torchvision.transforms.v2.functional")
+    functional.InterpolationMode, functional.resize = object, _resize
+    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.v2"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["torchvision.transforms.v2"].functional = functional
+    monkeypatch.setitem(sys.modules, functional.__name__, functional)
+    monkeypatch.setattr("builtins.tvF", functional, raising=False)  # which one of the modules only imports if there is torchvision
+    family = "gemma4_unified" if unified else "gemma4"
+    videos, pictures = (
+        importlib.import_module(f"transformers.models.{family}.{medium}_processing_{family}") for medium in ("video", "image")
+    )
+    name = "Gemma4Unified" if unified else "Gemma4"
+    images = _Patches(getattr(pictures, f"{name}ImageProcessor")) if unified else Gemma4ImageProcessorPil(max_soft_tokens=70)
+    sounds = Gemma4UnifiedAudioFeatureExtractor() if unified else Gemma4AudioFeatureExtractor()
+    return kind(sounds, images, made, _Patches(getattr(videos, f"{name}VideoProcessor"), frames), chat_template=TEMPLATE)
+
+
+class _Patches:
+    """What a processor of transformers does with decoded pictures, or with the frames of clips."""
+
+    def __init__(self, theirs: type, frames: int = 0):
+        self.theirs, self.frames = theirs, frames
+
+    def __call__(self, media, **_):
+        settings = dict(patch_size=PATCH, max_soft_tokens=70, pooling_kernel_size=POOL, return_tensors="pt", resample=None)
+        settings |= dict(do_resize=True, do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=None, image_std=None)
+        if not self.frames:
+            pixels = [np.asarray(picture.convert("RGB")).copy() for row in media for picture in row]
+            return self.theirs._preprocess(self, [torch.tensor(p).permute(2, 0, 1) for p in pixels], **settings)
+        choose = functools.partial(default_sample_indices_fn, num_frames=self.frames)
+        decoded = [read_video_pyav(str(path), choose) for path in media]
+        done = self.theirs._preprocess(self, [torch.tensor(frames).permute(0, 3, 1, 2) for frames, _ in decoded], **settings)
+        done["video_metadata"] = [metadata for _, metadata in decoded]
+        return done
+
+    def fetch_images(self, media):
+        return media
+
+    def aspect_ratio_preserving_resize(self, *args, **settings):
+        return self.theirs.aspect_ratio_preserving_resize(self, *args, **settings)
+
+    def rescale_and_normalize(self, pixels, _, factor, *__):
+        return pixels.float() * factor
+
+
+def _resize(pixels, size, **_):
+    """Pillow's bicubic of uint8 [..., 3, H, W], which that of torchvision is made after."""
+    flat = pixels.reshape(-1, *pixels.shape[-3:]).permute(0, 2, 3, 1).numpy()
+    done = [np.asarray(PIL.Image.fromarray(x).resize(size[::-1], PIL.Image.Resampling.BICUBIC)) for x in flat]
+    return torch.tensor(np.stack(done)).permute(0, 3, 1, 2).reshape(*pixels.shape[:-2], *size)
 
 
 def randomise(model) -> None:
@@ -138,7 +215,7 @@ def randomise(model) -> None:
 def _ids(made: GemmaTokenizer) -> dict[str, int]:
     names = {"eoa_token": "eoa_token_index"}
     ids = {names.get(name, f"{name}_id"): made.convert_tokens_to_ids(token) for name, token in MEDIA.items()}
-    return ids | {"video_token_id": 639}
+    return ids | {"video_token_id": made.convert_tokens_to_ids("<|video|>")}
 
 
 def save(model, folder: Path, made: GemmaTokenizer | None = None):
@@ -149,7 +226,8 @@ def save(model, folder: Path, made: GemmaTokenizer | None = None):
     if made is not None:
         made.save_pretrained(folder)
         (folder / "chat_template.jinja").write_text(TEMPLATE)
-        (folder / "processor_config.json").write_text(json.dumps({"image_processor": {"max_soft_tokens": 70}}))
+        budgets = {"image_processor": {"max_soft_tokens": 70}, "video_processor": {"max_soft_tokens": 70, "num_frames": FRAMES}}
+        (folder / "processor_config.json").write_text(json.dumps(budgets))
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, made.convert_tokens_to_ids("<turn|>")]}))
     return model
 
@@ -186,3 +264,16 @@ def add_products(model, folder: Path, config, adapters, scale: float) -> None:
             for source, one in zip(places[name], change.reshape(-1, *change.shape[-2:]), strict=True):
                 assert source.change == "transposed"
                 weights[source.name] += torch.tensor(one.T, dtype=torch.float32)
+
+
+def third_model(folder: Path, **changes):
+    """A text model of Gemma 3, whose norms multiply by one plus their weights."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "layer_types", "head_dim", "sliding_window")
+    sizes = {name: TEXT[name] for name in names} | dict(num_attention_heads=4, num_key_value_heads=1, query_pre_attn_scalar=12)
+    model = save(Gemma3ForCausalLM(Gemma3TextConfig(**sizes | changes)), folder)
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.ndim == 1:
+                values -= 1
+    model.save_pretrained(folder)
+    return model

@@ -21,7 +21,7 @@ from pollux.train.config import LoraConfig, ScheduleConfig
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("gemma") / "model"
-    return path, folders.tower_model(path, "no audio", folders.tokenizer())
+    return path, folders.tower_model(path, "dense", folders.tokenizer())
 
 
 def test_the_first_loss_is_that_of_transformers(model, tmp_path):
@@ -49,6 +49,7 @@ def data(tmp_path_factory):
     return data
 
 
+@pytest.mark.slow
 def test_a_run_on_pictures_learns_resumes_and_opens(model, data, tmp_path):
     path, _ = model
     config = load_recipe("tune")(model=path, folder=data)
@@ -80,7 +81,7 @@ def test_another_model_cannot_be_the_start(model, tmp_path):
 
 
 def test_low_rank_training_on_pictures_learns_and_is_what_transformers_makes_of_the_product(data, tmp_path):
-    theirs = folders.tower_model(tmp_path / "base", "no audio", folders.tokenizer())
+    theirs = folders.tower_model(tmp_path / "base", "dense", folders.tokenizer())
     config = load_recipe("tune")(model=tmp_path / "base", folder=data, rank=4)
     assert config.optimizer.learning_rate == 2e-4
     faster = dataclasses.replace(config.optimizer, learning_rate=1e-2)

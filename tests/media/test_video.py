@@ -48,6 +48,15 @@ def test_a_long_clip_is_spread_over_at_most_max_frames(tmp_path):
     assert len(Video(path).frames(10, 21)[0]) == 21 and len(Video(path).frames(10, 1)[0]) == 1
 
 
+@pytest.mark.parametrize(("most", "expected"), [(5, [0, 2, 4, 7, 9]), (12, list(range(12))), (40, list(range(12)))])
+def test_frames_can_be_spread_evenly_by_their_number(tmp_path, most, expected):
+    path = video_file(tmp_path / "a.mkv", VARIABLE, grey_frames(12), b_frames=2)
+    for source in (path, VideoArray(grey_frames(12), np.array(VARIABLE) + 5.0)):
+        frames, times = Video(source).frames(0, most)
+        assert numbers(frames) == expected
+        np.testing.assert_allclose(times, np.array(VARIABLE)[expected] - VARIABLE[0], atol=1e-3)
+
+
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_a_rotation_flag_turns_the_frames_as_its_matrix_says(tmp_path, rotation):
     marked = np.full((1, 32, 48, 3), 128, np.uint8)

@@ -5,8 +5,9 @@ import pytest
 import reference
 from reference import torch
 
+from pollux.model import dot_attention
 from pollux.model.attention import Positions, gaussian_prior, log_n_scale, rope_angles, rotate, visible
-from pollux.model.dot_attention import additive_mask, attend
+from pollux.model.dot_attention import additive_mask, attend, attend_within
 
 rng = np.random.default_rng(0)
 
@@ -43,6 +44,23 @@ def test_attention_and_its_gradient_equal_the_naive_reference(kv_heads, variant)
         return attend(q, k, v, additive_mask(jnp.asarray(mask)), 0.3, cap, None if bias is None else jnp.float32(bias))
 
     out, pull = jax.vjp(jax.jit(ours), *map(jnp.float32, arrays))
+    np.testing.assert_allclose(out, expected.detach(), rtol=1e-4, atol=1e-5)
+    for got, tensor in zip(pull(jnp.float32(g)), tensors, strict=True):
+        np.testing.assert_allclose(got, tensor.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_within_segments_and_its_gradient_equal_the_naive_reference(monkeypatch):
+    monkeypatch.setattr(dot_attention, "QUERIES", 4)
+    monkeypatch.setattr(dot_attention, "WINDOW", 3)
+    lengths = ([1, 9, 2, 7, 1, 1, 1], [22], [3, 3, 3, 3, 3, 3, 3, 1])
+    segment = np.stack([np.repeat(np.arange(len(row)), row) for row in lengths])
+    B, T, N, K, H = *segment.shape, 4, 2, 8
+    arrays = [rng.normal(size=(B, T, n, H)) for n in (N, K, K)]
+    g = rng.normal(size=(B, T, N, H))
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    expected = reference.attention(*tensors, segment[:, :, None] == segment[:, None], 0.3)
+    expected.backward(torch.tensor(g))
+    out, pull = jax.vjp(jax.jit(lambda q, k, v: attend_within(q, k, v, jnp.asarray(segment), 0.3)), *map(jnp.float32, arrays))
     np.testing.assert_allclose(out, expected.detach(), rtol=1e-4, atol=1e-5)
     for got, tensor in zip(pull(jnp.float32(g)), tensors, strict=True):
         np.testing.assert_allclose(got, tensor.grad, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,30 @@ def test_large_weights_are_written_in_shards_with_an_index(small, tmp_path, monk
     folder.save(tmp_path, small[1], small[0])
     assert len(list(tmp_path.glob("*.safetensors"))) > 2 and not (tmp_path / "model.safetensors").exists()
     assert folder.hash_params(folder.load_params(tmp_path, small[0])) == folder.hash_params(small[1])
+
+
+PROGRAM = """
+import sys, jax, jax.numpy as jnp
+from pollux.model import folder
+config = folder.load_config(sys.argv[1])[0]
+jnp.zeros(8).block_until_ready()
+def memory(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+open("/proc/self/clear_refs", "w").write("5")  # the highest mark begins anew
+before = memory("VmRSS")
+weights = jax.block_until_ready(folder.load_params(sys.argv[1], config))
+print((memory("VmHWM") - before) / sum(x.nbytes for x in jax.tree.leaves(weights)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the highest mark of a part of a program")
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "SHARD_BYTES", 16 * 2**20)
+    layer = LayerConfig(AttentionConfig(4, 4, 128), FeedForwardConfig(2048))
+    config = ModelConfig("wide", 1000, 512, (layer,), 8)
+    folder.save(tmp_path, jax.tree.map(lambda spec: np.zeros(spec.shape, np.float32), params.abstract(config)), config)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.1
 
 
 def test_a_model_in_one_file_replaces_one_in_shards(small, tmp_path, monkeypatch):

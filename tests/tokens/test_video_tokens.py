@@ -5,7 +5,7 @@ import pytest
 
 from pollux.tokens.config import AudioTokens, ImageTokens, VideoTokens
 from pollux.tokens.image import patches
-from pollux.tokens.video import time_text, tokens
+from pollux.tokens.video import clock_text, time_text, tokens
 
 SILENT = np.zeros(0, np.float32)
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
@@ -17,6 +17,13 @@ RAW = AudioTokens(kind="raw", rate=1000, frame=100)
 )
 def test_times_have_their_shortest_form(seconds, text):
     assert time_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "00:00"), (1, "00:01"), (0.9995, "00:01"), (59.99, "00:59"), (61.5, "01:01"), (6001, "100:01")]
+)
+def test_times_of_pictures_are_those_of_a_clock(seconds, text):
+    assert clock_text(seconds) == text
 
 
 def test_features_of_a_pixel_are_its_values_then_their_change_since_the_previous_frame():

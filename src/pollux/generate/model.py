@@ -57,25 +57,30 @@ class Model:
     def generate(self, contents: Any, **sampling: Any) -> Result:
         """The model's answer. Keywords: max_output_tokens, temperature, top_p, top_k, min_p, seed, stop, guidance, penalties.
 
+        A model with a chat template of its own may read two more: `tools`, declarations of the functions that it may call, each
+        {"name", "description", "parameters"} with a JSON schema as parameters, and `enable_thinking`, whether it thinks first.
         Raises ValueError for a wrong setting, an unreadable file or a model without a tokenizer.
         """
         return self.generate_many([contents], **sampling)[0]
 
     def generate_many(self, contents: Sequence[Any], seeds: Sequence[int] | None = None, **sampling: Any) -> list[Result]:
         """Answers to many prompts in shared batches; each is what `generate` alone would give. seeds: one a prompt, instead of `seed`."""
+        variables = _take_variables(sampling)
         chosen = self._sampling(sampling)
         samplings = [chosen] * len(contents) if seeds is None else [dataclasses.replace(chosen, seed=seed) for seed in seeds]
         if len(samplings) != len(contents):
             raise ValueError(f"{len(contents)} prompts need as many seeds, got {len(samplings)}")
-        return self._engine.generate([self.prompt(one) for one in contents], samplings)
+        return self._engine.generate([self.prompt(one, **variables) for one in contents], samplings)
 
     def stream(self, contents: Any, **sampling: Any) -> Stream:
         """The answer of `generate` part by part while it is written."""
-        return Stream(self._engine.stream(self.prompt(contents), self._sampling(sampling)))
+        variables = _take_variables(sampling)
+        return Stream(self._engine.stream(self.prompt(contents, **variables), self._sampling(sampling)))
 
-    def prompt(self, contents: Any) -> tokens.Sequence:
-        """The sequence that the model continues: the contents and the opening of a model turn."""
-        return encode_prompt(to_contents(contents), self._words, self.tokens_config, self.codec, self.limits)
+    def prompt(self, contents: Any, **variables: Any) -> tokens.Sequence:
+        """The sequence that the model continues: the contents and the opening of a model turn. variables: `tools` and `enable_thinking`,
+        as in `generate`."""
+        return encode_prompt(to_contents(contents), self._words, self.tokens_config, self.codec, self.limits, variables)
 
     def count_tokens(self, contents: Any) -> dict[str, int]:
         """Tokens of the prompt per modality, its markers included, for example {"text": 12, "image": 11}."""
@@ -194,6 +199,11 @@ def _hidden(params: Params, config: ModelConfig, inputs: tokens.Inputs) -> jax.A
 @functools.partial(jax.jit, static_argnames=("config",))
 def _logits(params: Params, config: ModelConfig, inputs: tokens.Inputs) -> jax.Array:
     return decoder.logits(params, config, decoder.hidden(params, config, inputs, dtype=cache_dtype(params)).hidden).astype(jnp.float32)
+
+
+def _take_variables(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are for the chat template, taken out of the others."""
+    return {name: settings.pop(name) for name in ("tools", "enable_thinking") if name in settings}
 
 
 def _as_ids(x: Any) -> np.ndarray | None:

@@ -6,6 +6,7 @@ import io
 from typing import BinaryIO, Literal
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
@@ -32,8 +33,9 @@ def start_time(stream: Stream) -> float:
     return float((stream.start_time or 0) * (stream.time_base or 0))
 
 
-def survey(name: str, file: BinaryIO, kind: Literal["video", "audio"], limits: Limits, formats: str = FORMATS) -> float:
-    """Read all packets without decoding; return when the last one of the first track of the kind starts, in seconds from the track's start.
+def survey(name: str, file: BinaryIO, kind: Literal["video", "audio"], limits: Limits, formats: str = FORMATS) -> np.ndarray:
+    """Read all packets without decoding; return when those of the first track of the kind start: float64 [packets], ascending, in seconds
+    from the track's start.
 
     Raises MediaError if the file is truncated, exceeds the limits or has no such track.
     """
@@ -51,7 +53,7 @@ def survey(name: str, file: BinaryIO, kind: Literal["video", "audio"], limits: L
             ends.append(_matroska_end(file))
         if max(ends, default=0) > size:
             raise MediaError(f"{name} is truncated: it has {size} of at least {max(ends)} bytes")
-        origin, num_packets, last = start_time(stream), 0, 0.0
+        origin, times = start_time(stream), []
         for packet in container.demux():
             if packet.is_corrupt:
                 raise MediaError(f"{name} is broken or truncated: a packet is damaged")
@@ -59,14 +61,13 @@ def survey(name: str, file: BinaryIO, kind: Literal["video", "audio"], limits: L
             if ticks is None or packet.time_base is None:
                 continue
             if packet.stream.index == stream.index and not packet.is_discard:
-                num_packets += 1
-                last = max(last, float(ticks * packet.time_base) - origin)
-                check_seconds(name, last, limits)
-                if kind == "video" and num_packets > limits.max_frames:
+                times.append(max(0.0, float(ticks * packet.time_base) - origin))
+                check_seconds(name, times[-1], limits)
+                if kind == "video" and len(times) > limits.max_frames:
                     raise MediaError(f"{name} has more than the limit of {limits.max_frames} frames")
-        if num_packets == 0:
+        if not times:
             raise MediaError(f"{name} is broken or truncated: its {kind} track is empty")
-        return last
+        return np.sort(times)
 
 
 def _matroska_end(file: BinaryIO) -> int:

@@ -41,18 +41,19 @@ def decode_video(
     """Frames of a clip, upright: uint8 RGB [F, H, W, 3] and their times float64 [F] in seconds from the first frame.
 
     For every time k / fps up to the last frame this is the latest frame at or before it, by the frames' own timestamps.
-    If that makes more than `max_frames`, that many times are spread evenly over the clip instead. Raises MediaError.
+    If that makes more than `max_frames`, that many times are spread evenly over the clip instead. With fps = 0 the frames are spread
+    evenly by their number: of n frames number i n / max_frames, rounded down, or all if there are no more. Raises MediaError.
     """
-    if not fps > 0 or max_frames < 1:
-        raise ValueError(f"fps {fps} and max_frames {max_frames} must be positive")
+    if not fps >= 0 or max_frames < 1:
+        raise ValueError(f"fps {fps} must not be negative and max_frames {max_frames} must be positive")
     with naming("video", source) as name:
         if isinstance(source, VideoArray):
             times = _check_array(name, source, limits)
-            wanted = _frame_times(times[-1], fps, max_frames)
+            wanted = _wanted(times, fps, max_frames)
             _check_bytes(name, len(wanted) * source.frames[0].nbytes, limits)
             return source.frames[np.searchsorted(times, wanted + _CLOCK, side="right") - 1], wanted
         with open_source(name, source, limits) as file:
-            wanted = _frame_times(survey(name, file, "video", limits), fps, max_frames)
+            wanted = _wanted(survey(name, file, "video", limits), fps, max_frames)
             with open_container(name, file) as container:
                 return _pick(name, container, wanted, limits), wanted
 
@@ -123,10 +124,13 @@ def _check_bytes(name: str, size: int, limits: Limits) -> None:
         raise MediaError(f"{name} gives frames of {size} bytes, more than the limit of {limits.max_bytes}")
 
 
-def _frame_times(last: float, fps: float, max_frames: int) -> np.ndarray:
-    """The times at which frames are wanted, for a clip whose last frame is at `last` seconds."""
-    number = int((last + _CLOCK) * fps) + 1
-    return np.arange(number) / fps if number <= max_frames else np.linspace(0, last, max_frames)
+def _wanted(times: np.ndarray, fps: float, max_frames: int) -> np.ndarray:
+    """The times at which frames are wanted, for a clip whose frames are at `times`, see decode_video."""
+    if not fps:
+        number = min(max_frames, len(times))
+        return times[np.arange(number) * len(times) // number]
+    number = int((times[-1] + _CLOCK) * fps) + 1
+    return np.arange(number) / fps if number <= max_frames else np.linspace(0, times[-1], max_frames)
 
 
 def _pick(name: str, container: InputContainer, wanted: np.ndarray, limits: Limits) -> np.ndarray:

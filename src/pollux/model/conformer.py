@@ -1,7 +1,7 @@
 """The audio tower of Gemma 4: convolutions that make one token of four log-mel frames, then a Conformer (Gulati et al. 2020).
 
 Several sounds share the slots of a row, so whatever looks at neighbours (convolutions, attention) asks whether they are of the same
-sound. Shapes: G groups, N soft tokens, 4 N frames of M mels, C channels, W width, N heads of H.
+sound. Shapes: G groups, N soft tokens, 4 N frames of M mels, C channels, W width, N heads of H, B blocks of attention.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pollux.model.vision import apply_linear, linear
 from pollux.tokens.sequence import SoftBatch
 
 NORM_EPS = 1e-6
+QUERIES = 32  # of a block in attention
 
 
 def declare(t: AudioTower) -> dict[str, Any]:
@@ -71,9 +72,7 @@ def encode(params: Params, t: AudioTower, batch: SoftBatch, eps: float, dtype) -
         x = _halve(params, 0, frames, 4, batch.coord)
         x = _halve(params, 1, x, 2, batch.coord)
         x = matmul(x.reshape(G, N, -1), params["in"])
-        distance = jnp.arange(N)[:, None] - jnp.arange(N)
-        seen = (sound[:, :, None] == sound[:, None, :]) & (distance >= 0) & (distance < t.left - 1)
-        x, _ = jax.lax.scan(lambda x, layer: (_block(layer, t, x, sound, seen, distance, eps), None), x, params["layers"])
+        x, _ = jax.lax.scan(lambda x, layer: (_block(layer, t, x, sound, eps), None), x, params["layers"])
         return matmul(x, params["out"]) + params["out_bias"].astype(x.dtype)
 
 
@@ -97,9 +96,9 @@ def _halve(params: Params, number: int, x_GTMC: jax.Array, frames: int, coord_GN
     return jax.nn.relu(y).reshape(G, T // 2, M // 2, -1)
 
 
-def _block(layer: Params, t: AudioTower, x: jax.Array, sound: jax.Array, seen: jax.Array, distance: jax.Array, eps: float) -> jax.Array:
+def _block(layer: Params, t: AudioTower, x: jax.Array, sound: jax.Array, eps: float) -> jax.Array:
     x = _feed_forward(layer["feed_forward_1"], t, x)
-    x += rms_norm(_attention(layer["attention"], t, x, seen, distance), layer["attention"]["post_norm"], NORM_EPS)
+    x += rms_norm(_attention(layer["attention"], t, x, sound), layer["attention"]["post_norm"], NORM_EPS)
     x += _convolution(layer["convolution"], t, x, sound, eps)
     return rms_norm(_feed_forward(layer["feed_forward_2"], t, x), layer["out_norm"], NORM_EPS)
 
@@ -109,25 +108,46 @@ def _feed_forward(params: Params, t: AudioTower, x: jax.Array) -> jax.Array:
     return x + rms_norm(apply_linear(params["down"], h), params["post_norm"], NORM_EPS) * jnp.asarray(t.residual_weight, x.dtype)
 
 
-def _attention(params: Params, t: AudioTower, x_GNW: jax.Array, seen: jax.Array, distance: jax.Array) -> jax.Array:
-    """Softmax of capped content and distance scores, in float32 (Dai et al. 2019, without the two global biases)."""
+def _attention(params: Params, t: AudioTower, x_GNW: jax.Array, sound_GN: jax.Array) -> jax.Array:
+    """Softmax of capped content and distance scores, in float32 (Dai et al. 2019, without the two global biases).
+
+    Queries go in blocks of Q; the keys of a block, S = t.left - 2 + Q, begin with what its first query sees.
+    """
     G, N, W = x_GNW.shape
-    size = W // t.num_heads
+    size, before = W // t.num_heads, t.left - 2
     h = rms_norm(x_GNW, params["pre_norm"], NORM_EPS)
     q, k, v = (apply_linear(params[name], h).astype(jnp.float32).reshape(G, N, t.num_heads, size) for name in "qkv")
     q *= size**-0.5 / math.log(2) * jax.nn.softplus(params["head_scale"].astype(jnp.float32))
     k *= math.log(1 + math.e) / math.log(2)
+    block = max(before, min(N, QUERIES))
+    q_GBQNH, sound_GBQ = (_blocks(x, block) for x in (q, sound_GN))
+    k_GBSNH, v_GBSNH, keys_GBS = (_with_context(x, block, before) for x in (k, v, sound_GN))
+    distance = jnp.arange(block)[:, None] + before - jnp.arange(before + block)
     most = (t.chunk + t.left - 1) // 2
     embedded = matmul(_sinusoids(jnp.arange(most + 1), W).astype(x_GNW.dtype), params["distance"]).astype(jnp.float32)
-    by_distance = jnp.einsum("gqnh,dnh->gnqd", q, embedded.reshape(-1, t.num_heads, size))
+    by_distance = jnp.einsum("gbqnh,dnh->gbnqd", q_GBQNH, embedded.reshape(-1, t.num_heads, size))
     at = distance + most - (t.left - 1)  # as the chunks of the original count it
     there = (at >= 0) & (at <= most)
-    by_distance = jnp.take_along_axis(by_distance, jnp.clip(at, 0, most)[None, None], 3)
-    scores = jnp.einsum("gqnh,gknh->gnqk", q, k) + jnp.where(there, by_distance, 0.0)
+    by_distance = jnp.take_along_axis(by_distance, jnp.clip(at, 0, most)[None, None, None], 4)
+    scores = jnp.einsum("gbqnh,gbsnh->gbnqs", q_GBQNH, k_GBSNH) + jnp.where(there, by_distance, 0.0)
     scores = t.logit_cap * jnp.tanh(scores / t.logit_cap)
-    p = jax.nn.softmax(jnp.where(seen[:, None], scores, -1e9), -1)
-    out = jnp.einsum("gnqk,gknh->gqnh", p, v).reshape(G, N, W)
+    seen = (sound_GBQ[..., None] == keys_GBS[..., None, :]) & (distance >= 0) & (distance < t.left - 1)
+    p = jax.nn.softmax(jnp.where(seen[:, :, None], scores, -1e9), -1)
+    out = jnp.einsum("gbnqs,gbsnh->gbqnh", p, v_GBSNH).reshape(G, -1, W)[:, :N]
     return apply_linear(params["o"], out.astype(x_GNW.dtype))
+
+
+def _blocks(x: jax.Array, block: int) -> jax.Array:
+    """[G, N, ...] -> [G, blocks, block, ...], filled up with zeros; no sound has number 0."""
+    padding = [(0, 0), (0, -x.shape[1] % block), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, padding).reshape(x.shape[0], -1, block, *x.shape[2:])
+
+
+def _with_context(x: jax.Array, block: int, before: int) -> jax.Array:
+    """[G, N, ...] -> [G, blocks, before + block, ...]: each block after the last `before` <= block of the one before it."""
+    blocks = _blocks(x, block)
+    earlier = jnp.pad(blocks, [(0, 0), (1, 0), *[(0, 0)] * (blocks.ndim - 2)])[:, :-1]
+    return jnp.concatenate([earlier[:, :, block - before :], blocks], 2)
 
 
 def _sinusoids(position: jax.Array, width: int) -> jax.Array:

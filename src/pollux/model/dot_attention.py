@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 MASKED = -1e30
+QUERIES = 256  # of a block in attend_within
+WINDOW = 640  # fewest keys of a block there; pictures of 70, 140, 280, ... tokens of nine patches are little smaller than its doubles
 
 
 def additive_mask(mask_BTS: jax.Array) -> jax.Array:
@@ -34,6 +36,42 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
     else:
         out = _attend(q, k, v, mask_BTS, scale)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def attend_within(q_BTNH, k_BTKH, v_BTKH, segment_BT, scale: float) -> jax.Array:
+    """Attention output [B, T, N, H] where every position sees all of its segment, a run of equal numbers of the ascending `segment_BT`.
+
+    Queries go block by block. The keys of a block are a window that holds its segments, of the smallest of a few sizes, so that time
+    and memory follow the sizes of the segments and not T^2.
+    """
+    B, T, N, H = q_BTNH.shape
+    block = min(QUERIES, T)
+    blocks = -(-T // block)
+    sizes = [min(WINDOW, T)]
+    while sizes[-1] < T:
+        sizes.append(min(T, 2 * sizes[-1]))
+
+    def cut(x: jax.Array, fill: int) -> jax.Array:  # [B, T, ...] -> [blocks, B, block, ...]
+        padding = [(0, 0), (0, blocks * block - T), *[(0, 0)] * (x.ndim - 2)]
+        return jnp.pad(x, padding, constant_values=fill).reshape(B, blocks, block, *x.shape[2:]).swapaxes(0, 1)
+
+    def window(size: int, q, segment, start) -> jax.Array:
+        at = jnp.minimum(start, T - size)[:, None] + jnp.arange(size)
+        rows = jnp.arange(B)[:, None]
+        mask = additive_mask(segment[:, :, None] == segment_BT[rows, at][:, None, :])
+        return attend(q, k_BTKH[rows, at], v_BTKH[rows, at], mask, scale)
+
+    @jax.checkpoint
+    def one(_, scanned):
+        q, segment = scanned
+        start = jnp.sum(segment_BT < segment[:, :1], 1)
+        end = jnp.sum(segment_BT <= segment[:, -1:], 1)
+        size = jnp.sum(jnp.max(end - start) > jnp.array(sizes))
+        return None, jax.lax.switch(size, [functools.partial(window, s) for s in sizes], q, segment, start)
+
+    last = jnp.iinfo(segment_BT.dtype).max
+    _, out = jax.lax.scan(one, None, (cut(q_BTNH, 0), cut(segment_BT, last)))
+    return out.swapaxes(0, 1).reshape(B, blocks * block, N, H)[:, :T]
 
 
 def _dot(a_BKxx, b_BKxx, contract_a: int, contract_b: int) -> jax.Array:

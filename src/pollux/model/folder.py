@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pollux.model import huggingface
@@ -26,6 +26,7 @@ from pollux.model.config import ModelConfig
 from pollux.model.huggingface import Source
 from pollux.model.params import Params, Spec, declare, is_spec, matrix
 from pollux.model.quantized import Quantized, packed_shape
+from pollux.model.tensors import StoredTensor, aligned, stored_tensors
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.huggingface import tokens_config
 
@@ -104,7 +105,11 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, TokensConfig]:
 
 def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
     """Read the weights, tensor by tensor from the mapped files, as `dtype` (None = as stored). Raises ValueError that names a missing
-    or misshapen tensor."""
+    or misshapen tensor.
+
+    The largest come first: while one is read its part of a file is in memory too, so the most that is needed at a time is little more
+    than the weights.
+    """
     folder = Path(folder)
     files = _tensors(folder)
     data = json.loads((folder / "config.json").read_text())
@@ -113,7 +118,7 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
     def get(name: str) -> np.ndarray:
         if name not in files:
             raise ValueError(f"{folder} has no tensor {name}, which model {config.name!r} needs")
-        return files[name].get_tensor(name)
+        return files[name].read()
 
     def read(path, spec: Spec) -> jax.Array | Quantized:
         name = tensor_name(path)
@@ -130,14 +135,15 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
             one = source.read(get(source.name))
             if one.shape != wanted:
                 raise ValueError(f"tensor {source.name} in {folder} has shape {one.shape}, config.json wants {wanted}")
-            if not stacked:
-                return jnp.asarray(one, dtype)
             if i == 0:
-                whole = np.empty(spec.shape, dtype or one.dtype)
-            whole[i] = one
-        return jnp.asarray(whole)
+                whole = aligned(spec.shape, dtype or one.dtype)
+            whole[i if stacked else ...] = one
+        return jax.device_put(whole)
 
-    return jax.tree_util.tree_map_with_path(read, declare(config), is_leaf=is_spec)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(declare(config), is_leaf=is_spec)
+    largest_first = sorted(range(len(leaves)), key=lambda i: -math.prod(leaves[i][1].shape))
+    arrays = {i: read(*leaves[i]) for i in largest_first}
+    return jax.tree.unflatten(structure, [arrays[i] for i in range(len(leaves))])
 
 
 def _quantized(packed: np.ndarray, name: str, spec: Spec, bits: int) -> Quantized:
@@ -145,22 +151,20 @@ def _quantized(packed: np.ndarray, name: str, spec: Spec, bits: int) -> Quantize
     wanted = (*spec.shape[:-2], *packed_shape(inputs, outputs, bits))
     if packed.shape != wanted or packed.dtype != np.uint8:
         raise ValueError(f"tensor {name} is {packed.dtype} of shape {packed.shape}, config.json wants uint8 of {wanted}")
-    return Quantized(jnp.asarray(packed), inputs, outputs)
+    whole = aligned(packed.shape, packed.dtype)
+    whole[...] = packed
+    return Quantized(jax.device_put(whole), inputs, outputs)
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
-    """The open file of each tensor. Raises ValueError for a file that is missing or damaged."""
+def _tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder, by name. Raises ValueError for a file that is missing or damaged."""
     index = folder / INDEX
     files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    where: dict[str, Any] = {}
+    where: dict[str, StoredTensor] = {}
     for file in files:
         if not (folder / file).is_file():
             raise ValueError(f"{folder} has no {file}: the copy is incomplete")
-        try:
-            handle = safe_open(folder / file, framework="numpy")
-        except SafetensorError as error:
-            raise ValueError(f"{folder / file} is damaged or incomplete: {error}") from error
-        where |= {name: handle for name in handle.keys()}  # noqa: SIM118 (not a dict)
+        where |= stored_tensors(folder / file)
     return where
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pollux.model.attention import rope_angles, rotate
 from pollux.model.config import VisionTower
-from pollux.model.dot_attention import additive_mask, attend
+from pollux.model.dot_attention import attend_within
 from pollux.model.layers import activation, rms_norm
 from pollux.model.matmul import matmul
 from pollux.model.spec import Params, Spec, stack
@@ -70,7 +70,6 @@ def encode(params: Params, t: VisionTower, batch: SoftBatch, eps: float, dtype) 
     coord = (batch.coord[:, :, None] * p + inside).reshape(G, -1, 2)
     coord = jnp.clip(coord, 0, t.positions - 1)
     image = jnp.repeat(jnp.cumsum((batch.coord == 0).all(-1), 1), p * p, axis=1)
-    mask = additive_mask(image[:, :, None] == image[:, None, :])
     half = [rope_angles(coord[..., axis], t.head_dim // 2, t.rope_base, 1.0) for axis in (1, 0)]
 
     def turn(x: jax.Array) -> jax.Array:
@@ -84,7 +83,7 @@ def encode(params: Params, t: VisionTower, batch: SoftBatch, eps: float, dtype) 
         h = rms_norm(x, layer["attention_pre_norm"], eps)
         q = turn(rms_norm(heads("q", t.num_heads), layer["q_norm"], eps))
         k = turn(rms_norm(heads("k", t.num_kv_heads), layer["k_norm"], eps))
-        seen = attend(q, k, rms_norm(heads("v", t.num_kv_heads), None, eps), mask, 1.0)
+        seen = attend_within(q, k, rms_norm(heads("v", t.num_kv_heads), None, eps), image, 1.0)
         x += rms_norm(apply_linear(layer["o"], seen.reshape(G, N * p * p, -1)), layer["attention_post_norm"], eps)
         h = rms_norm(x, layer["feed_forward_pre_norm"], eps)
         h = apply_linear(layer["down"], activation("gelu", apply_linear(layer["gate"], h)) * apply_linear(layer["up"], h))

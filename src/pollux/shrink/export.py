@@ -43,8 +43,14 @@ def to_transformers(model: Model, out: Path) -> None:
         assert isinstance(image, VisionTower | PatchTower)
         patch = model.tokens_config.image.patch // pool
         kind = "Gemma4UnifiedImageProcessor" if isinstance(image, PatchTower) else "Gemma4ImageProcessor"
-        images = {"image_processor_type": kind, "max_soft_tokens": model.tokens_config.image.max_tokens}
-        _write(out / "processor_config.json", {"image_processor": images | {"patch_size": patch, "pooling_kernel_size": pool}})
+        sizes: dict[str, Any] = {"patch_size": patch, "pooling_kernel_size": pool}
+        told = {"image_processor_type": kind, "max_soft_tokens": model.tokens_config.image.max_tokens}
+        processors = {"image_processor": sizes | told}
+        if any(soft.name == "video" for soft in model.config.soft_inputs):
+            clips = model.tokens_config.video
+            told = {"video_processor_type": kind.replace("Image", "Video"), "max_soft_tokens": clips.max_tokens}
+            processors["video_processor"] = sizes | told | {"num_frames": clips.max_frames}
+        _write(out / "processor_config.json", processors)
 
 
 def _token_ids(vocabulary: Vocabulary | None) -> dict[str, Any]:

@@ -61,9 +61,11 @@ class AudioTokens:
 @dataclass(frozen=True)
 class VideoTokens:
     """Frames at `fps`, each as patches like an image, after its time as text ("1.5s"), followed by the sound up to the next frame.
-    With `difference`, the features of a patch are its pixels and their change since the previous frame."""
+    With `difference`, the features of a patch are its pixels and their change since the previous frame.
+    With `pictures`, as in Gemma 4, a clip is its time ("00:01") and a picture for each frame, as `image` says within this max_tokens;
+    without markers of a clip, changes or sound."""
 
-    fps: float = 1.0
+    fps: float = 1.0  # 0 = max_frames of them, spread evenly by their number
     max_frames: int = 64
     patch: int = 16
     stride: int = 16
@@ -72,9 +74,12 @@ class VideoTokens:
     difference: bool = True
     sound: bool = True
     two_way: bool = True  # all positions of one clip see each other both ways
+    pictures: bool = False
 
     def __post_init__(self):
         _require_patches(self)
+        if self.pictures and (self.difference or self.sound or self.standardise or self.two_way):
+            raise ValueError("frames that are pictures leave no place for difference, sound, standardise and two_way: set them to False")
 
     @property
     def features(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig
+from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
 from pollux.tokens.template import Template
 from pollux.tokens.vocabulary import Vocabulary
 
@@ -56,15 +56,20 @@ def vocabulary(folder: Path, tokenizer: Tokenizer) -> Vocabulary:
 
 
 def tokens_config(folder: Path) -> TokensConfig:
-    """How media become tokens; videos are not read yet."""
+    """How media become tokens. As in transformers, a clip is silent; its sound can be given beside it."""
     data = _json(folder / "config.json")
     images = _json(folder / "processor_config.json").get("image_processor") or _json(folder / "preprocessor_config.json")
+    videos = _json(folder / "processor_config.json").get("video_processor") or _json(folder / "video_preprocessor_config.json")
     vision, audio, config = data.get("vision_config"), data.get("audio_config"), TokensConfig()
     if vision is not None:
         side = vision["patch_size"] * vision["pooling_kernel_size"]
         two_way = data["text_config"].get("use_bidirectional_attention") == "vision"
         image = ImageTokens(side, side, images.get("max_soft_tokens", 280), two_way=two_way, fill=True, unit=True)
-        config = replace(config, image=image)
+        budget = videos.get("max_soft_tokens", 70)
+        frames = VideoTokens(
+            0, videos.get("num_frames", 32), side, side, budget, difference=False, sound=False, two_way=False, pictures=True
+        )
+        config = replace(config, image=image, video=frames)
     if audio is not None and audio["model_type"] == "gemma4_unified_audio":
         config = replace(config, audio=AudioTokens("raw", frame=audio["audio_embed_dim"], max_tokens=MAX_SOUND))
     elif audio is not None:

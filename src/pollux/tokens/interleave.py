@@ -8,9 +8,9 @@ codec's codes; all other media are soft tokens between markers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -82,13 +82,17 @@ def encode_prompt(
     config: TokensConfig,
     codec: PictureCodec | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    variables: Mapping[str, Any] | None = None,
 ) -> Sequence:
     """One sequence that a model continues: it ends with `<model>`, inside the last turn if that is the model's, or in the
-    running text if the last content has role "". Raises ValueError as `encode` does."""
+    running text if the last content has role "". variables: for the chat template of a model that has one, such as `tools`.
+    Raises ValueError as `encode` does."""
     contents = tuple(contents)
     writer = Writer(vocabulary, config, codec, limits)
     if vocabulary.template is not None:
-        return vocabulary.template.write_prompt(writer, contents).sequence()
+        return vocabulary.template.write_prompt(writer, contents, variables or {}).sequence()
+    if variables:
+        raise ValueError(f"{', '.join(variables)}: this model has no chat template that reads them")
     writer.write([vocabulary.specials["<bos>"]])
     for content in contents[:-1]:
         writer.turn(content)
@@ -205,15 +209,16 @@ class Writer:
         self.write([self.vocabulary.specials["<draw>"]], target=1)
         self.write([*digits, self.vocabulary.specials["</draw>"]], target=1, modality=Modality.DRAW)
 
-    def media(self, part: Image | Audio | Video) -> None:
-        """Raises MediaError that names the file."""
+    def media(self, part: Image | Audio | Video, before: str = "") -> None:
+        """A medium; a clip comes with the text before it, which is tokenised together with its first time. Raises MediaError that names
+        the file."""
         try:
-            self.soft_tokens(part)
+            self.soft_tokens(part, before)
         except MediaError as error:
             name = called(_KINDS[type(part)], part.source)
             raise MediaError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
 
-    def soft_tokens(self, part: Image | Audio | Video) -> None:
+    def soft_tokens(self, part: Image | Audio | Video, before: str) -> None:
         config = self.config
         if isinstance(part, Image):
             features, coord = image.patches(part.pixels(self.limits), config.image)
@@ -222,13 +227,27 @@ class Writer:
             samples = part.samples(config.audio.rate, self.limits)
             coord = audio.coordinates(len(samples), config.audio)
             self.span(Modality.AUDIO, audio.tokens(samples, config.audio), coord, self.new_group(config.audio.two_way))
+        elif config.video.pictures:
+            self.pictures(part, before)
         else:
+            self.write(self.vocabulary.encode_text(before))
             self.video(part)
+
+    def pictures(self, part: Video, before: str) -> None:
+        """A clip as its frames, each after its time."""
+        config, ids = self.config.video, self.vocabulary.specials
+        still = replace(self.config.image, max_tokens=config.max_tokens)
+        text = len(self.vocabulary.encode_text(before))
+        for frame, time in zip(*part.frames(config.fps, config.max_frames, self.limits), strict=True):
+            written = self.vocabulary.encode_text(f"{before}{video.clock_text(time)} ")
+            self.write(written[:text])
+            self.write([*written[text:], ids["<image>"]], modality=Modality.VIDEO)
+            self.write_soft(Modality.VIDEO, *image.patches(frame, still), self.new_group(still.two_way))
+            self.write([ids["</image>"]], modality=Modality.VIDEO)
+            before, text = " ", 0
 
     def video(self, part: Video) -> None:
         config = self.config.video
-        if "<video>" not in self.vocabulary.specials:
-            raise ValueError("pollux does not read videos with this model yet: give it pictures of the video")
         frames, times = part.frames(config.fps, config.max_frames, self.limits)
         sound = part.samples(self.config.audio.rate, self.limits) if config.sound else np.zeros(0, np.float32)
         group = self.new_group(config.two_way)

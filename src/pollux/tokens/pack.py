@@ -35,13 +35,13 @@ class Packer:
     """Collects sequences for one batch after another.
 
     The usual round: `add` sequences until one does not fit, `take` the batch, `add` that sequence again. `split` first, if
-    documents may be longer than a row. soft_per_batch gives N per modality; a modality that is not in it is refused.
+    documents may be longer than a row. soft_per_batch gives N per modality; a modality that is not in it, or has 0, is refused.
     """
 
     def __init__(self, rows: int, row_length: int, targets_per_row: int, soft_per_batch: Mapping[str, int], config: TokensConfig):
         if rows < 1 or row_length < 2 or targets_per_row < 1:
             raise ValueError(f"a batch of {rows} rows of {row_length} tokens and {targets_per_row} targets is too small to learn from")
-        soft = {name: (number, getattr(config, name).features) for name, number in soft_per_batch.items()}
+        soft = {name: (number, getattr(config, name).features) for name, number in soft_per_batch.items() if number}
         self.capacities = Capacities(row_length, targets_per_row, soft)
         self._rows: list[list[Sequence]] = [[] for _ in range(rows)]
         self._used: list[Counter[str]] = [Counter() for _ in range(rows)]

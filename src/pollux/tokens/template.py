@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,10 +35,16 @@ class Template:
     start: tuple[int, ...] = ()  # ids before a text that does not spell them, usually <bos>
     variables: Mapping[str, Any] = field(default_factory=dict)  # for the template: bos_token, eos_token
 
-    def write_prompt(self, writer: Writer, contents: Sequence[Content]) -> Writer:
-        """What a model continues: its own turn, or running text. Raises ValueError for what the template refuses."""
-        spelled = self.spell(contents, opened=_role(contents) != "")
-        self._write(writer, self._begin(writer, spelled), _media(contents), 0)
+    def write_prompt(self, writer: Writer, contents: Sequence[Content], variables: Mapping[str, Any]) -> Writer:
+        """What a model continues: its own turn, or running text. variables: for the template, besides its own; `tools` are declarations of
+        functions, {"name", "description", "parameters"} with or without {"type": "function", "function": ...} around it.
+
+        Raises ValueError for what the template refuses.
+        """
+        spelled = self.spell(contents, opened=_role(contents) != "", variables=variables)
+        media = _media(contents)
+        self._write(writer, self._begin(writer, spelled), media, 0)
+        _require_written(media)
         return writer
 
     def write_document(self, writer: Writer, document: Document) -> Writer:
@@ -52,17 +59,20 @@ class Template:
             self._turns(writer, document.contents, branch, whole, _media(branch))
         return writer
 
-    def spell(self, contents: Sequence[Content], opened: bool) -> _Spelled:
+    def spell(self, contents: Sequence[Content], opened: bool, variables: Mapping[str, Any] | None = None) -> _Spelled:
         """The text of contents; `opened`: with the opening of a model turn."""
-        mark = _unused_mark(contents)
-        safe = [_message(content, functools.partial(self._broken, mark=mark)) for content in contents]
+        variables = dict(variables or {})
+        mark = _unused_mark(contents, variables)
+        safe = functools.partial(self._broken, mark=mark)
         if _role(contents) == "":
-            text = "".join(part["text"] for message in safe for part in message["content"] if part["type"] == "text")
-            return _Spelled(text, mark)
+            return _Spelled("".join(safe(part.text) for content in contents for part in content.parts if isinstance(part, Text)), mark)
         if not self.source:
             raise ValueError("this model folder has no chat template, so it continues running text (role '') and has no turns")
+        if "tools" in variables:
+            variables["tools"] = [_declaration(tool) for tool in variables["tools"]] or None
+        variables = {**self.variables, **_safe(variables, safe), "messages": _messages(contents, safe), "add_generation_prompt": opened}
         try:
-            text = _compiled(self.source).render(messages=safe, add_generation_prompt=opened, **self.variables)
+            text = _compiled(self.source).render(variables)
         except _errors() as error:
             raise ValueError(f"the chat template of the model folder refuses these contents: {error}") from error
         return _Spelled(text, mark)
@@ -72,11 +82,21 @@ class Template:
             until = [*before, *contents[: i + 1]]
             whole = self.spell(until, opened=False)
             if content.role == "model":
-                opening = self.spell(until[:-1], opened=True)
+                opening = self._shared(self.spell(until[:-1], opened=True), whole)
                 self._write(writer, self._begin(writer, opening.after(done)), media, 0)
                 done = opening
+                if [x.role for x in contents[i + 1 : i + 2]] == ["tool"]:  # its answer may belong to the same turn
+                    whole = self._shared(whole, self.spell([*until, contents[i + 1]], opened=False))
             self._write(writer, self._begin(writer, whole.after(done)), media, float(content.role in ("model", "")))
             done = whole
+        _require_written(media)
+
+    def _shared(self, shorter: _Spelled, longer: _Spelled) -> _Spelled:
+        """The shorter without what comes off its end as more is written, such as Gemma 4's empty thoughts at the opening of a turn."""
+        pieces = self._pattern.split(shorter.text)
+        while not longer.text.startswith("".join(pieces)):
+            pieces.pop()
+        return _Spelled("".join(pieces), shorter.mark)
 
     def _begin(self, writer: Writer, spelled: _Spelled) -> _Spelled:
         if not writer.ids and not any(spelled.text.startswith(token) for token, i in self.special.items() if i in self.start):
@@ -85,15 +105,18 @@ class Template:
 
     def _write(self, writer: Writer, spelled: _Spelled, media: list[Part], target: float) -> None:
         """Tokens of a text; each placeholder takes the next of `media`."""
-        for piece in self._pattern.split(spelled.text):
-            if piece in self.placeholders:
-                if not media or _MEDIA[type(media[0])] != self.placeholders[piece]:
-                    raise ValueError(f"the chat template asks for {self.placeholders[piece]} where the contents have none")
-                writer.media(media.pop(0))  # type: ignore[arg-type]
-            elif piece in self.special:
-                writer.write([self.special[piece]], target)
-            elif piece:
-                writer.write(writer.vocabulary.encode_text(piece.replace(spelled.mark, "") if spelled.mark else piece), target)
+        pieces = self._pattern.split(spelled.text)  # text and special tokens in turn
+        for text, special in itertools.zip_longest(pieces[::2], pieces[1::2]):
+            text = text.replace(spelled.mark, "") if spelled.mark else text
+            kind = self.placeholders.get(special)
+            if kind and (not media or _MEDIA[type(media[0])] != kind):
+                raise ValueError(f"the chat template asks for {kind} where the contents have none")
+            if text and kind != "video":
+                writer.write(writer.vocabulary.encode_text(text), target)
+            if kind:
+                writer.media(media.pop(0), text if kind == "video" else "")  # type: ignore[arg-type]
+            elif special:
+                writer.write([self.special[special]], target)
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -115,8 +138,28 @@ class _Spelled:
         return _Spelled(self.text[len(before.text) :], self.mark)
 
 
+def _messages(contents: Iterable[Content], safe: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The turns as templates know them, their texts through `safe`; what a function answered belongs to the turn that called it."""
+    messages: list[dict[str, Any]] = []
+    for content in contents:
+        message = _message(content, safe)
+        if content.role == "tool" and not message["content"] and messages and "tool_calls" in messages[-1]:
+            messages[-1].setdefault("tool_responses", []).extend(message.get("tool_responses", []))
+        else:
+            messages.append(message)
+    return messages
+
+
+def _declaration(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A function as transformers declares it. Raises ValueError for what has no name."""
+    declared = tool if "function" in tool else {"type": "function", "function": tool}
+    if not isinstance(declared["function"], Mapping) or "name" not in declared["function"]:
+        raise ValueError(f'a tool is declared by its "name", "description" and "parameters" (JSON schema), not by {tool!r:.80}')
+    return declared
+
+
 def _message(content: Content, safe: Callable[[str], str]) -> dict[str, Any]:
-    """The turn as templates know it, its texts through `safe`."""
+    """The turn as templates know it, its texts through `safe`; the contents of a system turn are one text, as most templates ask for."""
     message: dict[str, Any] = {"role": ROLES.get(content.role, content.role), "content": []}
     for part in content.parts:
         if isinstance(part, Text):
@@ -128,6 +171,8 @@ def _message(content: Content, safe: Callable[[str], str]) -> dict[str, Any]:
             message.setdefault("tool_responses", []).append({"name": part.name, "response": _safe(part.response, safe)})
         else:
             message["content"].append({"type": _MEDIA[type(part)]})
+    if content.role == "system" and all(isinstance(part, Text) for part in content.parts):
+        message["content"] = "\n".join(item["text"] for item in message["content"])
     return message
 
 
@@ -153,8 +198,14 @@ def _media(contents: Iterable[Content]) -> list[Part]:
     return [part for content in contents for part in content.parts if type(part) in _MEDIA]
 
 
-def _unused_mark(contents: Iterable[Content]) -> str:
+def _require_written(media: list[Part]) -> None:
+    if media:
+        raise ValueError(f"the chat template of the model folder has no place for {_MEDIA[type(media[0])]}")
+
+
+def _unused_mark(contents: Iterable[Content], variables: Mapping[str, Any]) -> str:
     text = "".join(str(part) for content in contents for part in content.parts if not isinstance(part, Image | Audio | Video))
+    text += str(variables)
     return next(mark for mark in MARKS if mark not in text)
 
 

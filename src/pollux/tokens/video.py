@@ -26,6 +26,12 @@ def time_text(seconds: float) -> str:
     return f"{seconds:.1f}".removesuffix(".0") + "s"
 
 
+def clock_text(seconds: float) -> str:
+    """Minutes and whole seconds, rounded down: 61.9 -> "01:01". Times that a file keeps in milliseconds count as what they stand for."""
+    whole = int(seconds + 6e-4)
+    return f"{whole // 60:02d}:{whole % 60:02d}"
+
+
 def tokens(
     frames: np.ndarray, times: Sequence[float] | np.ndarray, sound: np.ndarray, config: VideoTokens, audio_config: AudioTokens
 ) -> list[FrameSpan]:

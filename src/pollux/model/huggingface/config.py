@@ -1,7 +1,8 @@
 """Folders in the layout of Hugging Face transformers: config.json becomes a ModelConfig, tensors find their places in the parameter tree.
 
 Gemma 4 is written here as values of the one config: "unified" (12B), dense with a vision tower (31B), mixture of experts (26B-A4B),
-and per-layer embeddings with shared keys and values (E2B, E4B). What this table does not name is refused, not guessed.
+and per-layer embeddings with shared keys and values (E2B, E4B); so are the text models of Gemma 3. What this table does not name is
+refused, not guessed.
 Legend: D model, N heads, K kv-heads, H head size, F feed-forward, E experts, P per-layer width.
 """
 
@@ -24,7 +25,7 @@ from pollux.model.config import (
     VisionTower,
 )
 
-ARCHITECTURES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+ARCHITECTURES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "gemma3_text")
 MELS = 128  # of the audio tower
 
 
@@ -97,6 +98,8 @@ def _soft_inputs(data: dict[str, Any]) -> Iterator[SoftInputConfig]:
                 vision.get("use_clipped_linears", False),
             )
         yield SoftInputConfig("image", features, tower=tower)
+        if data.get("video_token_id") is not None:
+            yield SoftInputConfig("video", features, shares="image", in_norm=False)
     if audio is not None and audio["model_type"] == "gemma4_unified_audio":
         yield SoftInputConfig("audio", audio["audio_embed_dim"], tower=FrameTower())
     elif audio is not None:
@@ -123,11 +126,13 @@ def _soft_inputs(data: dict[str, Any]) -> Iterator[SoftInputConfig]:
 
 
 def _layer_types(text: dict[str, Any]) -> list[str]:
-    kinds = text.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(text["num_hidden_layers"])]
+    every = text.get("sliding_window_pattern", 6)
+    numbers = range(1, text["num_hidden_layers"] + 1)
+    kinds = text.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in numbers]
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown:
         raise ValueError(f"layer_types has {', '.join(sorted(unknown))}; pollux knows sliding_attention and full_attention")
-    return [*kinds[:-1], "full_attention"]  # as transformers does
+    return kinds if _is_third(text) else [*kinds[:-1], "full_attention"]  # as transformers does
 
 
 def _of_layer(text: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
@@ -149,7 +154,7 @@ def _of_layer(text: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
 
 def _layer(text: dict[str, Any], kind: str, shares_kv: bool) -> LayerConfig:
     far = kind == "full_attention"
-    rope = (text.get("rope_parameters") or _ROPE)[kind]
+    rope = _rope(text, kind)
     if rope["rope_type"] not in ("default", "proportional") or rope.get("factor", 1.0) != 1.0:
         raise ValueError(f"rope_parameters of {kind} are {rope}; pollux knows rope_type default and proportional, without a factor")
     reused = far and text.get("attention_k_eq_v", False)
@@ -160,9 +165,10 @@ def _layer(text: dict[str, Any], kind: str, shares_kv: bool) -> LayerConfig:
         window=0 if far else text["sliding_window"],
         rope_base=rope["rope_theta"],
         rope_fraction=rope.get("partial_rotary_factor", 1.0) if rope["rope_type"] == "proportional" else 1.0,
-        value_norm=True,
+        value_norm=not _is_third(text),
         values_reuse_keys=reused,
-        scale=1.0,
+        scale=text["query_pre_attn_scalar"] ** -0.5 if _is_third(text) else 1.0,
+        soft_cap=text.get("attn_logit_softcapping") or 0.0,
         two_way=not far and text.get("use_bidirectional_attention") == "vision",
         shares_kv=shares_kv,
     )
@@ -170,18 +176,31 @@ def _layer(text: dict[str, Any], kind: str, shares_kv: bool) -> LayerConfig:
     experts = None
     if text.get("enable_moe_block"):
         experts = ExpertsConfig(text["num_experts"], text["top_k_experts"], text["moe_intermediate_size"], separate=True)
-    return LayerConfig(attention, FeedForwardConfig(text["intermediate_size"] * wide), experts, layer_scale=True)
+    return LayerConfig(attention, FeedForwardConfig(text["intermediate_size"] * wide), experts, layer_scale=not _is_third(text))
 
 
-_ROPE: dict[str, dict[str, Any]] = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
-    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
-}
+def _is_third(text: dict[str, Any]) -> bool:
+    return text.get("model_type") == "gemma3_text"
+
+
+def _rope(text: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The rotation of a kind of layer, in the newer form."""
+    if text.get("rope_parameters"):
+        return text["rope_parameters"][kind]
+    if kind == "sliding_attention":
+        return {"rope_type": "default", "rope_theta": text.get("rope_local_base_freq", 10_000.0)}
+    partial = {"rope_type": "default"} if _is_third(text) else {"rope_type": "proportional", "partial_rotary_factor": 0.25}
+    return partial | {"rope_theta": text.get("rope_theta", 1_000_000.0)}
 
 
 def _refuse(text: dict[str, Any]) -> None:
     """Raises ValueError for what the decoder would compute otherwise."""
-    wanted = {"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False, None), "use_bidirectional_attention": ("vision", None)}
+    wanted: dict[str, tuple[Any, ...]] = {
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "attention_bias": (False, None),
+        "use_bidirectional_attention": ("vision", False, None),
+        "rope_scaling": (None,),
+    }
     for name, values in wanted.items():
         if text.get(name, values[0]) not in values:
             raise ValueError(f"config.json has {name} = {text[name]!r}; pollux computes {' or '.join(map(repr, values))}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from pollux.model.config import AudioTower, ModelConfig, PatchTower, SoftInputConfig, VisionTower
 
-Change = Literal["same", "transposed", "scalar", "first half", "second half", "kernel"]
+Change = Literal["same", "transposed", "scalar", "first half", "second half", "kernel", "plus one"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Source:
     """Where a tensor of ours lies in a Hugging Face folder: its name and how it is changed on the way in.
 
     transposed: the last two axes are exchanged. first/second half: of the axis before the last, then transposed. scalar: [1] -> [].
-    kernel: [channels, 1, time] -> [time, channels].
+    kernel: [channels, 1, time] -> [time, channels]. plus one: 1 is added, in float32, or the sum would be rounded.
     """
 
     name: str
@@ -32,6 +32,8 @@ class Source:
             return array.reshape(())
         if self.change == "kernel":
             return array[:, 0].T
+        if self.change == "plus one":
+            return array.astype(np.float32) + 1
         if self.change != "transposed":
             half = array.shape[-2] // 2
             array = array[..., :half, :] if self.change == "first half" else array[..., half:, :]
@@ -61,12 +63,18 @@ def sources(config: ModelConfig, data: Mapping[str, Any]) -> dict[str, tuple[Sou
     for soft in config.soft_inputs:
         if soft.tower is not None:
             found |= {f"soft.{soft.name}.{name}": source for name, source in _tower_sources(soft).items()}
-    found |= {name: (Source(prefix + source.name, source.change),) for name, source in _TOP.items()}
+    third = data.get("model_type") == "gemma3_text"
+
+    def of_norm(name: str, change: Change) -> Change:
+        return "plus one" if third and "norm" in name else change
+
+    found |= {name: (Source(prefix + source.name, of_norm(name, source.change)),) for name, source in _TOP.items()}
     if not config.tied:
         found["unembed"] = (Source("lm_head.weight", "transposed"),)
     for place, indices in _places(config):
         for name, source in _LAYER.items():
-            found[f"{place}.{name}"] = tuple(Source(f"{prefix}layers.{i}.{source.name}", source.change) for i in indices)
+            change = of_norm(name, source.change)
+            found[f"{place}.{name}"] = tuple(Source(f"{prefix}layers.{i}.{source.name}", change) for i in indices)
     return found
 
 

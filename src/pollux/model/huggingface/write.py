@@ -167,8 +167,11 @@ def check(config: ModelConfig) -> None:
     """Raises ValueError naming what Gemma 4 does not compute."""
     _require(config.norm == "rms" and config.pre_norm and config.post_norm, "other norms than RMSNorm before and after each sub-block")
     _require(config.embed_scale, "embeddings that are not multiplied by the root of the width")
+    towers = {soft.name for soft in config.soft_inputs if soft.tower is not None}
     for soft in config.soft_inputs:
-        _require(soft.name != "video" and soft.tower is not None, f"the input for {soft.name} ({'shared' if soft.shares else 'no tower'})")
+        frames = soft.name == "video" and "image" in towers and soft.shares == "image"
+        own = soft.name != "video" and soft.name in towers
+        _require(frames or own, f"the input for {soft.name} ({'shared' if soft.shares else 'no tower'})")
     for layer in config.layers:
         _check_layer(layer, bool(config.soft_inputs))
     kinds = {bool(layer.attention.window): dataclasses.replace(layer.attention, shares_kv=False) for layer in config.layers}
