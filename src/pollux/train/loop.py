@@ -37,6 +37,7 @@ from pollux.train.reading import STATES, open_batches, open_vocabulary, stack, w
 from pollux.train.report import write_report
 from pollux.train.samples import answered
 from pollux.train.step import initial_state, make_step
+from pollux.train.teacher import open_teacher
 
 
 def run(config: TrainConfig, out: str | Path, resume: bool = False) -> Path:
@@ -74,6 +75,7 @@ class _Trainer:
         if self.step:
             _check_same_run(config, written_config(out))
         self.vocabulary, self.codec = open_vocabulary(config)
+        self.teacher = open_teacher(config, self.vocabulary, self.codec)
         self.dataset = open_batches(config, self.vocabulary, self.codec)
         self.held_out = HeldOut(config, self.dataset.mixture.sources, self.vocabulary, self.codec)
         self.batches = iter(self.dataset)
@@ -119,7 +121,7 @@ class _Trainer:
             while not self.finished and not stop_requested.is_set():
                 batch = stack([self._read() for _ in range(config.accumulation)])
                 factor = np.float32(schedule.factor(config.schedule, self.step + 1, self.share_after(self.step), config.model.d_model))
-                self.state, new = step_function(self.state, batch, factor)
+                self.state, new = step_function(self.state, batch, factor, self.teacher(self.step + 1, batch))
                 self.step += 1
                 self._record()  # one step late, while the device works on this one
                 self.pending = (self.step, batch, new)

@@ -20,6 +20,7 @@ from pollux.model.params import Params
 from pollux.tokens.sequence import Batch
 from pollux.train import objective, optimizer
 from pollux.train.config import TrainConfig
+from pollux.train.distillation import Teacher, TopK
 from pollux.train.objective import Metrics
 
 
@@ -41,18 +42,19 @@ def initial_state(config: TrainConfig, params: Params | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), params, optimizer.build(config.optimizer, config.model).init(params), ema)
 
 
-def make_step(config: TrainConfig) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
-    """step(state, batch, factor) -> (state, metrics), to be jitted with the state donated.
+def make_step(config: TrainConfig) -> Callable[..., tuple[State, Metrics]]:
+    """step(state, batch, factor, teacher=None) -> (state, metrics), to be jitted with the state donated.
 
     batch: leaves [A, ...]. factor: float32 scalar that multiplies the learning rates (train/schedule.py).
+    teacher: a Teacher, or the TopK of this batch with leaves [A, ...].
     Metrics are float32 scalars: those of objective.loss, grad_norm (of what is not frozen, before clipping), rate_factor (the argument
     `factor`) and tokens (positions that are not padding).
     """
     transformation = optimizer.build(config.optimizer, config.model)
     frozen = optimizer.frozen(config.optimizer, config.model)
 
-    def step(state: State, batch: Batch, factor: jax.Array) -> tuple[State, Metrics]:
-        grads, metrics = _gradient(state.params, config, batch)
+    def step(state: State, batch: Batch, factor: jax.Array, teacher: Teacher | TopK | None = None) -> tuple[State, Metrics]:
+        grads, metrics = _gradient(state.params, config, batch, teacher)
         grads = jax.tree.map(lambda grad, fixed: jnp.zeros_like(grad) if fixed else grad, grads, frozen)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
@@ -77,17 +79,21 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def _gradient(params: Params, config: TrainConfig, batch: Batch) -> tuple[Params, Metrics]:
+def _gradient(params: Params, config: TrainConfig, batch: Batch, teacher: Teacher | TopK | None) -> tuple[Params, Metrics]:
     """Gradient and metrics of the objective over all A batches, as if they were one (InfoNCE and expert balance: within each)."""
-    value_and_grad = jax.value_and_grad(objective.loss, has_aux=True)
     total = objective.totals(config.loss, batch.targets, config.accumulation)
-    if config.accumulation == 1:
-        (_, metrics), grads = value_and_grad(params, config, jax.tree.map(lambda x: x[0], batch), total)
+    said = teacher if isinstance(teacher, TopK) else None
+
+    def one_batch(one: Batch, said: TopK | None) -> tuple[Params, Metrics]:
+        grads, metrics = jax.grad(objective.loss, has_aux=True)(params, config, one, total, teacher if said is None else said)
         return grads, metrics
 
-    def add(sums: Params, one: Batch):
-        (_, metrics), grads = value_and_grad(params, config, one, total)
+    if config.accumulation == 1:
+        return one_batch(*jax.tree.map(lambda x: x[0], (batch, said)))
+
+    def add(sums: Params, read: tuple[Batch, TopK | None]):
+        grads, metrics = one_batch(*read)
         return jax.tree.map(jnp.add, sums, grads), metrics
 
-    grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), batch)
+    grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (batch, said))
     return grads, jax.tree.map(lambda x: jnp.sum(x, 0), metrics)
