@@ -28,5 +28,6 @@ def recipe(teacher: Path) -> TrainConfig:
         start="",
         steps=500,
         minutes=0.0,
+        seed=run.seed + 1,  # other documents and another start than the teacher's
         distill=DistillConfig(str(teacher), weight=0.5, temperature=2.0),
     )

@@ -109,7 +109,7 @@ def config(**distill) -> TrainConfig:
 @pytest.fixture(scope="module")
 def teacher():
     """A wider model than the student, on the same ids."""
-    model = small_model(d_model=24)
+    model = small_model(d_model=24, num_groups=1)
     return Teacher(jax.jit(lambda: params.init(model, jax.random.key(7)))(), model)
 
 
@@ -120,9 +120,8 @@ def student():
 
 def target_logits(weights, model, batch):
     """float64 logits at the targets."""
-    states = decoder.hidden(weights, model, batch.inputs).hidden
-    every = np.asarray(decoder.logits(weights, model, states), np.float64)
-    return np.take_along_axis(every, batch.targets.index[..., None], 1)
+    every = jax.jit(lambda x: decoder.logits(x, model, decoder.hidden(x, model, batch.inputs).hidden))(weights)
+    return np.take_along_axis(np.asarray(every, np.float64), batch.targets.index[..., None], 1)
 
 
 def test_the_loss_mixes_cross_entropy_and_the_kl_of_what_teacher_and_student_expect_at_the_targets(teacher, student):

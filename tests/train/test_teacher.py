@@ -20,8 +20,10 @@ from pollux.tokens.config import AudioTokens, TokensConfig
 from pollux.tokens.text import train_bpe
 from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import loop, metrics, schedule
-from pollux.train.config import DistillConfig
+from pollux.train.config import DistillConfig, ScheduleConfig
 from pollux.train.teacher import SETTINGS, load_teacher, targets_file
+
+SCHEDULE = ScheduleConfig(warmup=1)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +34,14 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLLUX_CACHE", str(home / "cache"))
         model = short_run.small_model(vocab_size=short_run.VOCABULARY + 64, soft_inputs=(), d_model=32)
-        loop.run(short_run.config(home, model=model), home / "teacher")
+        loop.run(short_run.config(home, model=model, steps=30, schedule=SCHEDULE, evaluate_every=0), home / "teacher")
         yield home
 
 
 def student(home: Path, **distill):
     """A run whose teacher says the five most probable ids."""
     options = dict(teacher=str(home / "teacher" / "model"), weight=0.6, temperature=2.0, top_k=5)
-    return short_run.config(home, distill=DistillConfig(**(options | distill)))
+    return short_run.config(home, distill=DistillConfig(**(options | distill)), schedule=SCHEDULE, evaluate_every=0)
 
 
 @pytest.fixture(scope="module")
