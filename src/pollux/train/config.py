@@ -96,12 +96,17 @@ class DistillConfig:
     temperature: float = 1.0  # that divides the logits of both
     top_k: int = 0  # most probable ids of the teacher that are told apart, the rest is one outcome; 0 = all ids
     direction: Direction = "forward"  # "forward": KL(teacher || student), "reverse": KL(student || teacher)
+    on_policy: float = 0.0  # share of the steps that read answers of the student itself; see train/on_policy.py
+    answer_tokens: int = 128  # most tokens of such an answer
 
     def __post_init__(self):
         _require(0 <= self.weight <= 1, f"distill.weight {self.weight} must be in [0, 1]")
         _require(self.temperature > 0, f"distill.temperature {self.temperature} must be positive")
         _require(self.top_k >= 0, f"distill.top_k {self.top_k} must be 0 (all ids) or positive")
         _require(not self.targets or self.top_k > 0, "distill.targets holds the most probable ids alone: set distill.top_k to their number")
+        _require(0 <= self.on_policy <= 1, f"distill.on_policy {self.on_policy} must be in [0, 1]")
+        _require(not self.on_policy or (self.teacher and not self.targets), "distill.on_policy needs distill.teacher beside the student")
+        _require(self.answer_tokens >= 1, f"distill.answer_tokens {self.answer_tokens} must be at least 1")
         _require(self.direction in get_args(Direction), f"distill.direction {self.direction!r} must be 'forward' or 'reverse'")
 
 

@@ -2,7 +2,7 @@
 
 FLOP utilisation = model FLOPs a second / the rate of one large matrix product measured on the same device when the run starts. Model
 FLOPs of a step: three times (forward and backward) the products of weights with the tokens that are not padding, and of the unembedding
-with the targets; attention scores, soft-token embedders and the optimiser are work that this figure does not count.
+with the targets; attention scores, soft-token embedders, the optimiser and a teacher are work that this figure does not count.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ TITLES = {
     "text": "Text loss, nats a target",
     "draw": "Image-code loss, nats a digit",
     "kl": "KL of teacher and student, nats a target",
+    "own_kl": "The same on the student's own answers",
     "align": "InfoNCE, nats a pair",
     "loss": "Objective",
     "lm": "LM loss, nats a target",
