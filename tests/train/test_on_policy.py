@@ -15,7 +15,7 @@ from pollux.model import decoder, params
 from pollux.model.folder import save
 from pollux.tokens.vocabulary import SPECIALS, Vocabulary
 from pollux.train import loop, metrics, schedule
-from pollux.train.config import DistillConfig
+from pollux.train.config import DistillConfig, OptimizerConfig
 from pollux.train.on_policy import OnPolicy
 
 
@@ -29,12 +29,15 @@ def home(tmp_path_factory):
     Vocabulary.load(home).save(home / "teacher")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLLUX_CACHE", str(home / "cache"))
+        patch.setattr(loop, "peak_flops", lambda compute: 1e12)  # measuring it takes longer than these runs
         yield home
 
 
 def student(home, share: float, **changes):
     distill = DistillConfig(str(home / "teacher"), direction="reverse", on_policy=share, answer_tokens=12)
-    options = dict(distill=distill, accumulation=1, evaluate_every=0, steps=8, log_every=1, checkpoint_every=2)
+    options = dict(
+        distill=distill, optimizer=OptimizerConfig("adamw"), accumulation=1, evaluate_every=0, steps=8, log_every=1, checkpoint_every=2
+    )
     return short_run.config(home, **(options | changes))
 
 
