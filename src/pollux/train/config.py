@@ -105,7 +105,8 @@ class DistillConfig:
         _require(self.top_k >= 0, f"distill.top_k {self.top_k} must be 0 (all ids) or positive")
         _require(not self.targets or self.top_k > 0, "distill.targets holds the most probable ids alone: set distill.top_k to their number")
         _require(0 <= self.on_policy <= 1, f"distill.on_policy {self.on_policy} must be in [0, 1]")
-        _require(not self.on_policy or (self.teacher and not self.targets), "distill.on_policy needs distill.teacher beside the student")
+        beside = bool(self.teacher) and not self.targets
+        _require(not self.on_policy or beside, "distill.on_policy needs distill.teacher beside the student, not distill.targets")
         _require(self.answer_tokens >= 1, f"distill.answer_tokens {self.answer_tokens} must be at least 1")
         _require(self.direction in get_args(Direction), f"distill.direction {self.direction!r} must be 'forward' or 'reverse'")
 

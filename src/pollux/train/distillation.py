@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from pollux.generate.decode import cache_dtype
 from pollux.model import decoder
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params
@@ -48,7 +49,7 @@ def expectation(teacher: Teacher | TopK, config: DistillConfig, batch: Batch) ->
     if isinstance(teacher, TopK):
         return teacher
     with jax.named_scope("teacher"):
-        out = decoder.hidden(teacher.params, teacher.config, batch.inputs, dtype=teacher.params["embed"].dtype)
+        out = decoder.hidden(teacher.params, teacher.config, batch.inputs, dtype=cache_dtype(teacher.params))
         predicting_BMD = jnp.take_along_axis(out.hidden, batch.targets.index[..., None], axis=1)
         logits_BMV = jax.lax.stop_gradient(decoder.logits(teacher.params, teacher.config, predicting_BMD))
         log_p_BMV = jax.nn.log_softmax(logits_BMV / config.temperature)

@@ -2,14 +2,15 @@
 what the teacher expects at every token of its own answers, so that it learns to go on from its own mistakes.
 
 Which steps do this, the prompts and the answers follow from seed, step and the parameters before the step, so such a run resumes bit for
-bit as any other. Answers are drawn at temperature 1, and no gradient goes through the drawing.
+bit as any other. Answers are drawn at temperature 1, and no gradient goes through the drawing. What the run would else have read in such
+a step is passed over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -60,7 +61,8 @@ class OnPolicy:
 
     def _prompts(self, generator: np.random.Generator) -> list[Sequence]:
         """As many as a batch has room for if every answer takes all the room it may."""
-        packer, prompts = self._packer(), []
+        packer = self._packer()
+        prompts: list[Sequence] = []
         answer = np.zeros(self._config.distill.answer_tokens, np.int32)
         for _ in range(GIVE_UP):
             document = self._mixture.document(int(generator.integers(2**40)))
@@ -100,8 +102,8 @@ class OnPolicy:
             "group": more,
             "pool": more.astype(np.int8),
         }
-        target = np.repeat(np.float32([0, 1]), [len(prompt), len(ids)])
-        return replace(prompt, target=target, **{name: np.concatenate([getattr(prompt, name), new]) for name, new in added.items()})
+        whole: dict[str, Any] = {name: np.concatenate([getattr(prompt, name), new]) for name, new in added.items()}
+        return replace(prompt, target=np.repeat(np.array([0, 1], np.float32), [len(prompt), len(ids)]), **whole)
 
 
 def make_own_step(config: TrainConfig) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
