@@ -93,10 +93,10 @@ def test_as_many_ids_as_there_are_make_the_whole_distribution(logits, top_k):
     np.testing.assert_allclose(of_each, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_few_ids_never_say_more_than_all(logits):
-    values = [kl_and_gradient(*logits, DistillConfig(top_k=k))[0] for k in (1, 2, 4, 8, V)]
-    for fewer, more in zip(values, values[1:], strict=False):
-        assert (np.asarray(fewer) <= np.asarray(more) + 1e-5).all()
+def test_fewer_ids_never_say_more(logits):
+    values = [np.asarray(kl_and_gradient(*logits, DistillConfig(temperature=1.7, top_k=k))[0]) for k in (3, V - 1, 0)]
+    assert (values[0] < values[1]).all()
+    np.testing.assert_allclose(values[1], values[2], rtol=1e-5)
 
 
 def config(**distill) -> TrainConfig:
@@ -143,18 +143,22 @@ def test_the_teacher_gets_no_gradient(teacher, student):
         np.testing.assert_array_equal(leaf, 0)
 
 
-@pytest.mark.parametrize("top_k", [0, 4])
-def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(student, top_k):
-    settings = config(weight=1.0, temperature=1.5, top_k=top_k)
-    own = Teacher(student, settings.model)
-    value = jax.jit(jax.value_and_grad(lambda x: objective.loss(x, settings, random_batch(), None, own)[1]["kl"]))
-    kl, gradient = value(student)
-    assert abs(float(kl)) < 1e-6
-    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) < 1e-6
+def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(student):
+    whole, few = (config(weight=1.0, temperature=1.5, top_k=k) for k in (0, 4))
+    own = Teacher(student, whole.model)
+
+    @jax.jit
+    @jax.value_and_grad
+    def kl(weights):
+        return sum(objective.loss(weights, settings, random_batch(), None, own)[1]["kl"] for settings in (whole, few))
+
+    value, gradient = kl(student)
+    assert abs(float(value)) < 2e-6
+    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) < 2e-6
 
 
 def test_what_a_teacher_said_of_accumulated_batches_moves_the_student_as_the_teacher_does(teacher):
-    """Two sparse batches in one step, online and offline, against one batch of all rows."""
+    """Two batches with stored targets in one step against one batch of all rows with the teacher beside the student."""
     settings = config(weight=0.8, temperature=2.0, top_k=5)
     batches = [replace(b, inputs=replace(b.inputs, soft={})) for b in (random_batch(1), random_batch(2))]
     said = jax.jit(lambda t, b: distillation.expectation(t, settings.distill, b))
@@ -163,10 +167,8 @@ def test_what_a_teacher_said_of_accumulated_batches_moves_the_student_as_the_tea
     state = jax.jit(lambda: initial_state(settings))()
     together = jax.tree.map(lambda *x: np.concatenate(x)[None], *batches)
     big, expected = jax.jit(make_step(settings))(state, together, np.float32(1), teacher)
-    step = jax.jit(make_step(replace(settings, accumulation=2)))
-    for lesson in (teacher, stored):
-        new, metrics = step(state, stack(*batches), np.float32(1), lesson)
-        for name in ("kl", "loss", "grad_norm"):
-            np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, err_msg=name)
-        for a, b in zip(jax.tree.leaves(new.optimizer), jax.tree.leaves(big.optimizer), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    new, metrics = jax.jit(make_step(replace(settings, accumulation=2)))(state, stack(*batches), np.float32(1), stored)
+    for name in ("kl", "loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, err_msg=name)
+    for a, b in zip(jax.tree.leaves(new.optimizer), jax.tree.leaves(big.optimizer), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)

@@ -18,7 +18,9 @@ from pollux.train.distillation import Teacher
 from pollux.train.step import initial_state, make_step
 
 
-@pytest.mark.parametrize(("name", "billions", "teacher"), [("nano_1", 1.8, "flash"), ("nano_2", 3.25, "pro")])
+@pytest.mark.parametrize(
+    ("name", "billions", "teacher"), [("nano_1", 1.8, "flash"), pytest.param("nano_2", 3.25, "pro", marks=pytest.mark.slow)]
+)
 def test_the_training_step_of_a_nano_student_lowers_for_abstract_shapes(name, billions, teacher, tmp_path):
     tokens = TokensConfig()
     model = family.model(teacher, 256_000, tokens)

@@ -74,7 +74,7 @@ def test_the_targets_are_what_the_student_goes_on_with_and_nothing_of_the_prompt
 @pytest.mark.slow
 def test_a_run_that_reads_its_own_answers_in_some_steps_resumes_bit_for_bit(home, tmp_path, monkeypatch):
     def read(out):
-        return [{name: line.get(name) for name in ("step", "kl", "own_kl", "text", "loss")} for line in metrics.read(out)]
+        return [{name: line.get(name) for name in ("step", "kl", "own_kl", "text", "loss")} for line in metrics.read(out) if "loss" in line]
 
     loop.run(student(home, 0.5), tmp_path / "whole")
     factor = schedule.factor
@@ -91,8 +91,9 @@ def test_a_run_that_reads_its_own_answers_in_some_steps_resumes_bit_for_bit(home
     loop.run(student(home, 0.5), tmp_path / "parts", resume=True)
     assert read(tmp_path / "parts") == read(tmp_path / "whole")
     assert short_run.hash_of(tmp_path / "parts" / "model") == short_run.hash_of(tmp_path / "whole" / "model")
-    own = [line["own_kl"] is not None for line in read(tmp_path / "whole")]
-    assert own == [line["kl"] is None for line in read(tmp_path / "whole")] == [line["text"] is None for line in read(tmp_path / "whole")]
+    lines = read(tmp_path / "whole")
+    own = [line["own_kl"] is not None for line in lines]
+    assert own == [line["kl"] is None for line in lines] == [line["text"] is None for line in lines]
     assert 2 <= sum(own) <= 6
 
 
