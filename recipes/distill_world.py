@@ -2,7 +2,7 @@
 
     pollux train recipes/distill_world.py --teacher runs/quickstart/model --out runs/student --steps 500
 
-The same student without the teacher, for comparison: add `--distill.weight 0`.
+The same student without the teacher, for comparison: add `--distill.weight 0`, which only measures how far they are apart.
 """
 
 import dataclasses
@@ -29,5 +29,5 @@ def recipe(teacher: Path) -> TrainConfig:
         steps=500,
         minutes=0.0,
         seed=run.seed + 1,  # other documents and another start than the teacher's
-        distill=DistillConfig(str(teacher), weight=0.5, temperature=2.0),
+        distill=DistillConfig(str(teacher)),
     )
