@@ -95,7 +95,7 @@ def test_as_many_ids_as_there_are_make_the_whole_distribution(logits, top_k):
 
 def test_fewer_ids_never_say_more(logits):
     values = [np.asarray(kl_and_gradient(*logits, DistillConfig(temperature=1.7, top_k=k))[0]) for k in (3, V - 1, 0)]
-    assert (values[0] < values[1]).all()
+    assert (values[0][1:] < values[1][1:]).all()  # in the first row the teacher is certain
     np.testing.assert_allclose(values[1], values[2], rtol=1e-5)
 
 
