@@ -65,10 +65,11 @@ class OnPolicy:
         prompts: list[Sequence] = []
         answer = np.zeros(self._config.distill.answer_tokens, np.int32)
         for _ in range(GIVE_UP):
-            document = self._mixture.document(int(generator.integers(2**40)))
-            if document.branches:
-                document = replace(document, branches=(document.branches[generator.integers(len(document.branches))],))
+            position, branch = generator.integers(2**40), generator.random()
             try:
+                document = self._mixture.document(int(position))
+                if document.branches:
+                    document = replace(document, branches=(document.branches[int(branch * len(document.branches))],))
                 prompt = encode_prompt(split(document)[0], self._vocabulary, self._config.tokens, self._codec, self._config.data.limits)
             except MediaError:
                 continue
