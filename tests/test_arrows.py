@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import re
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def test_the_package_never_imports_the_frameworks_that_only_tests_compare_with()
 
 def test_what_the_package_imports_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
+    extras = (lines for name, lines in project["optional-dependencies"].items() if name != "dev")
+    declared = {re.match(r"[\w-]+", line)[0].lower() for line in itertools.chain(project["dependencies"], *extras)}
     distributions = importlib.metadata.packages_distributions()
     undeclared = {name for name in outside_imports() if not declared & {d.lower() for d in distributions.get(name, [name])}}
     assert not undeclared

@@ -15,6 +15,7 @@ from pollux.commands.memory import keep_freed_memory
 VERBS = {
     "quickstart": "train a small model on the built-in world, judge it on held-out data and write report.html",
     "train": "train a model from a recipe",
+    "teach": "write what a teacher expects at every step of a student's run",
     "tokenizer": "train a text tokeniser on your files",
     "codec": "train the image codec that lets a model draw",
     "data": "show the documents of the world, of a folder or of a step of a run",

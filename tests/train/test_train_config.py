@@ -12,7 +12,7 @@ from random_batch import TOKENS, small_model
 from pollux.data.mixture import DataConfig, SourceConfig
 from pollux.model.config import ModelConfig
 from pollux.tokens.config import TokensConfig
-from pollux.train.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from pollux.train.config import DistillConfig, LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 ADAFACTOR = OptimizerConfig("adafactor")
 DATA = DataConfig((SourceConfig("world", task="picture"),))
@@ -54,6 +54,12 @@ def test_wrong_parts_are_refused():
         OptimizerConfig(learning_rate=-1)
     with pytest.raises(ValueError, match="loss.beta -0.1 must be 0 or more"):
         LossConfig(beta=-0.1)
+    with pytest.raises(ValueError, match="set distill.top_k to their number"):
+        DistillConfig(targets="somewhere")
+    with pytest.raises(ValueError, match="distill.on_policy needs distill.teacher beside the student"):
+        DistillConfig(teacher="there", targets="somewhere", top_k=4, on_policy=0.5)
+    with pytest.raises(ValueError, match=r"distill.weight 2 must be in \[0, 1\]"):
+        DistillConfig(weight=2)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -64,22 +64,25 @@ def load_recipe(name: str) -> Callable[..., TrainConfig]:
     return module.recipe
 
 
-def parse(arguments: list[str]) -> ConfiguredRun:
-    """The run of a command line RECIPE --out DIR [--resume] [--field value ...]. Raises ValueError for a value that a field refuses."""
+def parse(arguments: list[str], verb: str = "train", bare: type = Run, configured: type = ConfiguredRun) -> Any:
+    """The run of a command line RECIPE --out DIR [--resume] [--field value ...]. Raises ValueError for a value that a field refuses.
+
+    For another verb: its flags, `bare`, and `configured`, the same with the flags of a TrainConfig, which is what is returned.
+    """
     options = (tyro.conf.FlagCreatePairsOff,)
     if not arguments or arguments[0].startswith("-"):
-        run = tyro.cli(Run, prog="pollux train", args=arguments or ["--help"], config=options)
-        raise ValueError(f"the recipe comes first: pollux train {run.recipe} --out {run.out}")
+        run: Any = tyro.cli(bare, prog=f"pollux {verb}", args=arguments or ["--help"], config=options)
+        raise ValueError(f"the recipe comes first: pollux {verb} {run.recipe} --out {run.out}")
     name, *rest = arguments
     help_asked = [argument for argument in rest if argument in ("-h", "--help")]
     rest = [argument for argument in rest if argument not in help_asked]
-    program = f"pollux train {name}"
+    program = f"pollux {verb} {name}"
     if help_asked and _needs(load_recipe(name)) - {argument.partition("=")[0] for argument in rest}:
         print("These flags belong to the recipe. With the required ones given, --help shows every field of its config.")
         tyro.cli(load_recipe(name), prog=program, args=["--help"])
     config, rest = tyro.cli(load_recipe(name), prog=program, args=rest, return_unknown_args=True, add_help=False)
-    default = ConfiguredRun(recipe=name, out=tyro.MISSING, config=config)
-    return tyro.cli(ConfiguredRun, default=default, prog=program, args=[*rest, *help_asked], config=options)
+    default = configured(recipe=name, out=tyro.MISSING, config=config)
+    return tyro.cli(configured, default=default, prog=program, args=[*rest, *help_asked], config=options)
 
 
 def _needs(recipe: Callable[..., TrainConfig]) -> set[str]:

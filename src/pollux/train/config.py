@@ -18,6 +18,7 @@ ScheduleKind = Literal["constant", "cosine", "inverse_sqrt", "warmup_stable_deca
 ABSOLUTE: tuple[ScheduleKind, ...] = ("inverse_sqrt", "relative")  # factors that are learning rates themselves
 OptimizerKind = Literal["adafactor", "adamw", "muon"]
 Compute = Literal["float32", "bfloat16"]
+Direction = Literal["forward", "reverse"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -104,6 +105,31 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """With a teacher the LM loss is (1 - weight) cross-entropy + weight temperature^2 KL; see train/distillation.py."""
+
+    teacher: str = ""  # model folder; it reads the batches of the run and does not change. "" = none
+    targets: str = ""  # folder of what a teacher made of these very batches, by `pollux teach`; then no teacher runs
+    weight: float = 0.5  # share of the KL in the LM loss, the rest is cross-entropy
+    temperature: float = 1.0  # that divides the logits of both
+    top_k: int = 0  # most probable ids of the teacher that are told apart, the rest is one outcome; 0 = all ids
+    direction: Direction = "forward"  # "forward": KL(teacher || student), "reverse": KL(student || teacher)
+    on_policy: float = 0.0  # share of the steps that read answers of the student itself; see train/on_policy.py
+    answer_tokens: int = 128  # most tokens of such an answer
+
+    def __post_init__(self):
+        _require(0 <= self.weight <= 1, f"distill.weight {self.weight} must be in [0, 1]")
+        _require(self.temperature > 0, f"distill.temperature {self.temperature} must be positive")
+        _require(self.top_k >= 0, f"distill.top_k {self.top_k} must be 0 (all ids) or positive")
+        _require(not self.targets or self.top_k > 0, "distill.targets holds the most probable ids alone: set distill.top_k to their number")
+        _require(0 <= self.on_policy <= 1, f"distill.on_policy {self.on_policy} must be in [0, 1]")
+        beside = bool(self.teacher) and not self.targets
+        _require(not self.on_policy or beside, "distill.on_policy needs distill.teacher beside the student, not distill.targets")
+        _require(self.answer_tokens >= 1, f"distill.answer_tokens {self.answer_tokens} must be at least 1")
+        _require(self.direction in get_args(Direction), f"distill.direction {self.direction!r} must be 'forward' or 'reverse'")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything about one run.
 
@@ -128,6 +154,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     compute: Compute = "float32"  # activations and products; parameters and optimiser state stay float32
     accumulation: int = 1  # batches of `rows` rows in one optimiser step
     clip: float = 1.0  # largest global norm of the gradient; 0 = off

@@ -27,7 +27,7 @@ def fault(config: TrainConfig, metrics: dict[str, float]) -> str:
         if not math.isfinite(metrics[name]):
             return f"{name} is {metrics[name]}"
     limit = config.divergence * math.log(config.model.vocab_size)
-    if metrics["lm"] > limit:
+    if metrics.get("lm", 0.0) > limit:  # a step on the student's own answers has no cross-entropy
         return f"the LM loss is {metrics['lm']:.1f}, above {limit:.1f} ({config.divergence:g} times that of a uniform guess)"
     return ""
 

@@ -33,11 +33,13 @@ from pollux.train.checkpoint import Checkpoints
 from pollux.train.config import TrainConfig
 from pollux.train.held_out import HeldOut
 from pollux.train.metrics import HELD_OUT
+from pollux.train.on_policy import OnPolicy, make_own_step
 from pollux.train.progress import ProgressLine, peak_flops, step_flops
 from pollux.train.reading import STATES, open_batches, open_vocabulary, stack, written_config
 from pollux.train.report import write_report
 from pollux.train.samples import answered
 from pollux.train.step import initial_state, make_step
+from pollux.train.teacher import open_teacher
 
 
 def run(config: TrainConfig, out: str | Path, resume: bool = False) -> Path:
@@ -75,6 +77,7 @@ class _Trainer:
         if self.step:
             _check_same_run(config, written_config(out))
         self.vocabulary, self.codec = open_vocabulary(config)
+        self.teacher = open_teacher(config, self.vocabulary, self.codec)
         self.dataset = open_batches(config, self.vocabulary, self.codec)
         self.held_out = HeldOut(config, self.dataset.mixture.sources, self.vocabulary, self.codec)
         self.batches = iter(self.dataset)
@@ -111,7 +114,8 @@ class _Trainer:
     def train(self, stop_requested: threading.Event) -> None:
         """Steps until the end of the run or a request to stop, then the last checkpoint."""
         config = self.config
-        step_function = jax.jit(make_step(config), donate_argnums=0)
+        step_function, own_step = (jax.jit(make(config), donate_argnums=0) for make in (make_step, make_own_step))
+        on_policy = OnPolicy(config, self.dataset.mixture, self.vocabulary, self.codec)
         self.start = time.perf_counter()
         self.logged_at, self.work = self.start, np.zeros(3)  # tokens, targets and steps since then
         with ProgressLine() as self.line:
@@ -121,8 +125,12 @@ class _Trainer:
                 )
             while not self.finished and not stop_requested.is_set():
                 batch = stack([self._read() for _ in range(config.accumulation)])
+                own = on_policy.due(self.step + 1)
+                if own:  # the data move on as in any step, so that their place follows from the step
+                    batch = on_policy.batch(self.step + 1, lora.whole(config, self.state.params, self.base))
                 factor = np.float32(schedule.factor(config.schedule, self.step + 1, self.share_after(self.step), config.model.d_model))
-                self.state, new = step_function(self.state, batch, factor, self.base)
+                teacher = self.teacher(self.step + 1, batch)
+                self.state, new = (own_step if own else step_function)(self.state, batch, factor, self.base, teacher)
                 self.step += 1
                 self._record()  # one step late, while the device works on this one
                 self.pending = (self.step, batch, new)

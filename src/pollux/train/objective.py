@@ -1,9 +1,9 @@
 """The training objective L = alpha LM + beta InfoNCE + gamma (z-loss + expert balance), and its terms as metrics.
 
-LM is the mean cross-entropy over target weights; only hidden states that predict something meet the unembedding. InfoNCE pulls the
-mean hidden state of a document's media towards that of the text that means the same. Every metric is a share of the whole
-optimiser step, so the sum over accumulated batches is the metric of one big batch; only the terms that compare the members of a batch,
-InfoNCE and expert balance, are means over the batches instead.
+LM is the mean cross-entropy over target weights, mixed with the KL to a teacher if there is one; only hidden states that predict something
+meet the unembedding. InfoNCE pulls the mean hidden state of a document's media towards that of the text that means the same. Every
+metric is a share of the whole optimiser step, so the sum over accumulated batches is the metric of one big batch; only the terms that
+compare the members of a batch, InfoNCE and expert balance, are means over the batches instead.
 
 Shapes: B rows, T tokens, M targets a row, D model, V vocabulary, P pairs a row.
 """
@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from pollux.model import decoder
 from pollux.model.params import Params
 from pollux.tokens.sequence import Batch, Modality, Targets
+from pollux.train import distillation
 from pollux.train.config import LossConfig, TrainConfig
+from pollux.train.distillation import Teacher, TopK
 
 Metrics = dict[str, jax.Array]
 
@@ -48,12 +50,16 @@ def _mean(values: jax.Array, weight: jax.Array, total: jax.Array) -> jax.Array:
     return jnp.sum(values * weight) / jnp.maximum(total, 1e-9)
 
 
-def loss(params: Params, config: TrainConfig, batch: Batch, step_totals: Totals | None = None) -> tuple[jax.Array, Metrics]:
+def loss(
+    params: Params, config: TrainConfig, batch: Batch, step_totals: Totals | None = None, teacher: Teacher | TopK | None = None
+) -> tuple[jax.Array, Metrics]:
     """This batch's share of the objective (float32 scalar) and of its terms.
 
     step_totals: of all batches of the optimiser step; by default this batch is all of it.
+    teacher: whom the student listens to, or what that one said of this batch; None = cross-entropy alone.
     Metrics: loss (the objective), lm, z (mean log^2 Z), balance, text and draw (mean cross-entropy in nats of each modality),
-    text_targets and draw_targets (their weights), and with beta > 0 align (InfoNCE) and pairs (how many were compared).
+    text_targets and draw_targets (their weights), with beta > 0 align (InfoNCE) and pairs (how many were compared), and with a teacher
+    kl (mean KL in nats a target, at the temperature).
     """
     weights, targets = config.loss, batch.targets
     total = totals(weights, targets) if step_totals is None else step_totals
@@ -73,7 +79,12 @@ def loss(params: Params, config: TrainConfig, batch: Batch, step_totals: Totals 
             "text_targets": jnp.sum(targets.weight * ~draw_BM),
             "draw_targets": jnp.sum(targets.weight * draw_BM),
         }
-        objective = weights.alpha * metrics["lm"] + weights.gamma * (weights.z * metrics["z"] + weights.balance * metrics["balance"])
+        language = metrics["lm"]
+        if teacher is not None:
+            kl_BM = distillation.divergence(logits_BMV, distillation.expectation(teacher, config.distill, batch), config.distill)
+            metrics["kl"] = _mean(kl_BM, weight_BM, total.weight)
+            language = (1 - config.distill.weight) * language + config.distill.weight * config.distill.temperature**2 * metrics["kl"]
+        objective = weights.alpha * language + weights.gamma * (weights.z * metrics["z"] + weights.balance * metrics["balance"])
         if weights.beta:
             media, text, present = pool_pairs(output.hidden, batch.inputs.segment, targets.pool, config.pairs_per_row)
             align = info_nce(media, text, present, params["log_temperature"])

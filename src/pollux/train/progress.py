@@ -2,8 +2,8 @@
 
 FLOP utilisation = model FLOPs a second / the rate of one large matrix product measured on the same device when the run starts. Model
 FLOPs of a step: three times (forward and backward; twice if the weights are frozen under adapters) the products of weights with the tokens
-that are not padding, and of the unembedding with the targets; attention scores, soft-token embedders and the optimiser are work that
-this figure does not count.
+that are not padding, and of the unembedding with the targets; attention scores, soft-token embedders, the optimiser and a teacher
+are work that this figure does not count.
 """
 
 from __future__ import annotations

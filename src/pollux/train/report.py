@@ -26,6 +26,8 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 360, 190, 46, 22, 10, 12  # of a curve
 TITLES = {
     "text": "Text loss, nats a target",
     "draw": "Image-code loss, nats a digit",
+    "kl": "KL of teacher and student, nats a target",
+    "own_kl": "The same on the student's own answers",
     "align": "InfoNCE, nats a pair",
     "loss": "Objective",
     "lm": "LM loss, nats a target",

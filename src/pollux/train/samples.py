@@ -51,7 +51,7 @@ def _cases(model: Model, sources: Sequence[Source], longest: int) -> Iterator[tu
     documents = [_documents(source) for source in sources]
     for document in itertools.chain.from_iterable(itertools.zip_longest(*documents)):
         if document is not None and (document.contents or document.branches):
-            contents, expected = _split(document)
+            contents, expected = split(document)
             try:
                 prompt = model.prompt(contents)
             except MediaError:
@@ -71,7 +71,7 @@ def _documents(source: Source) -> Iterator[Document | None]:
             yield None
 
 
-def _split(document: Document) -> tuple[tuple[Content, ...], tuple[Part, ...]]:
+def split(document: Document) -> tuple[tuple[Content, ...], tuple[Part, ...]]:
     """A document with its first branch as a prompt and what follows: its last model turn, or how running text goes on."""
     *before, last = document.contents + (document.branches[0] if document.branches else ())
     if last.role == "model":

@@ -19,6 +19,7 @@ from pollux.model.params import Params, initialise
 from pollux.tokens.sequence import Batch
 from pollux.train import lora, objective, optimizer
 from pollux.train.config import TrainConfig
+from pollux.train.distillation import Teacher, TopK
 from pollux.train.objective import Metrics
 
 
@@ -42,10 +43,10 @@ def initial_state(config: TrainConfig, params: Params | None = None) -> State:
 
 
 def make_step(config: TrainConfig) -> Callable[..., tuple[State, Metrics]]:
-    """step(state, batch, factor, base=None) -> (state, metrics), to be jitted with the state donated.
+    """step(state, batch, factor, base=None, teacher=None) -> (state, metrics), to be jitted with the state donated.
 
     batch: leaves [A, ...]. factor: float32 scalar that multiplies the learning rates (train/schedule.py). base: the frozen
-    parameters that adapters are attached to.
+    parameters that adapters are attached to. teacher: a Teacher, or the TopK of this batch with leaves [A, ...].
     Metrics are float32 scalars: those of objective.loss, grad_norm (of what is not frozen, before clipping), rate_factor (the argument
     `factor`) and tokens (positions that are not padding).
     """
@@ -53,8 +54,10 @@ def make_step(config: TrainConfig) -> Callable[..., tuple[State, Metrics]]:
     transformation = optimizer.build(config.optimizer, specs)
     frozen = optimizer.frozen(config.optimizer, specs)
 
-    def step(state: State, batch: Batch, factor: jax.Array, base: Params | None = None) -> tuple[State, Metrics]:
-        grads, metrics = _gradient(state.params, base, config, batch)
+    def step(
+        state: State, batch: Batch, factor: jax.Array, base: Params | None = None, teacher: Teacher | TopK | None = None
+    ) -> tuple[State, Metrics]:
+        grads, metrics = _gradient(state.params, base, config, batch, teacher)
         grads = jax.tree.map(lambda grad, fixed: jnp.zeros_like(grad) if fixed else grad, grads, frozen)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
@@ -79,19 +82,26 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def _gradient(params: Params, base: Params | None, config: TrainConfig, batch: Batch) -> tuple[Params, Metrics]:
+def _gradient(
+    params: Params, base: Params | None, config: TrainConfig, batch: Batch, teacher: Teacher | TopK | None
+) -> tuple[Params, Metrics]:
     """Gradient and metrics of the objective over all A batches, as if they were one (InfoNCE and expert balance: within each)."""
     total = objective.totals(config.loss, batch.targets, config.accumulation)
-    value_and_grad = jax.value_and_grad(
-        lambda params, one: objective.loss(lora.whole(config, params, base), config, one, total), has_aux=True
-    )
-    if config.accumulation == 1:
-        (_, metrics), grads = value_and_grad(params, jax.tree.map(lambda x: x[0], batch))
+    said = teacher if isinstance(teacher, TopK) else None
+
+    def loss(params: Params, one: Batch, said: TopK | None):
+        return objective.loss(lora.whole(config, params, base), config, one, total, teacher if said is None else said)
+
+    def one_batch(one: Batch, said: TopK | None) -> tuple[Params, Metrics]:
+        grads, metrics = jax.grad(loss, has_aux=True)(params, one, said)
         return grads, metrics
 
-    def add(sums: Params, one: Batch):
-        (_, metrics), grads = value_and_grad(params, one)
+    if config.accumulation == 1:
+        return one_batch(*jax.tree.map(lambda x: x[0], (batch, said)))
+
+    def add(sums: Params, read: tuple[Batch, TopK | None]):
+        grads, metrics = one_batch(*read)
         return jax.tree.map(jnp.add, sums, grads), metrics
 
-    grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), batch)
+    grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (batch, said))
     return grads, jax.tree.map(lambda x: jnp.sum(x, 0), metrics)

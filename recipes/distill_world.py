@@ -1,0 +1,34 @@
+"""A small student of a model that was trained on the built-in world, on the mixture that its teacher read.
+
+    pollux train recipes/distill_world.py --teacher runs/quickstart/model --out runs/student --steps 500
+
+The same student without the teacher, for comparison: add `--distill.weight 0`, which only measures how far they are apart. After 500 steps
+with the quick start's ten-minute model as teacher: loss of text .84 (alone .85), of drawings 1.12 (alone 1.20).
+"""
+
+import dataclasses
+from pathlib import Path
+
+from pollux.model.family import tiny
+from pollux.train.config import DistillConfig, TrainConfig
+from pollux.train.reading import written_config
+
+
+def recipe(teacher: Path) -> TrainConfig:
+    """A run of the `tiny` student.
+
+    Args:
+        teacher: Model folder, still in the folder of the run that made it.
+    """
+    run = written_config(teacher.parent)
+    return dataclasses.replace(
+        run,
+        model=tiny(run.model.vocab_size, run.tokens),
+        vocabulary=str(teacher),
+        codec=str(teacher) if run.codec else "",
+        start="",
+        steps=500,
+        minutes=0.0,
+        seed=run.seed + 1,  # other documents and another start than the teacher's
+        distill=DistillConfig(str(teacher)),
+    )
