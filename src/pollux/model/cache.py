@@ -1,7 +1,9 @@
 """The KV cache: global layers keep every key, local layers a ring of their window.
 
 A row holds one document from its first token on, so the slot of a key tells its position: in a global layer slot = position, in a ring
-slot = position mod window. Rows of one batch may have different lengths; how long they are follows from the positions of the new tokens.
+slot = position mod (its number of slots). Rows of one batch may have different lengths; how long they are follows from the positions of
+the new tokens. Hence tokens are taken back by writing others at their positions. A ring forgets what it overwrites, so it needs a
+spare slot for each token that may be taken back at once: what such a token overwrites, the window has left behind.
 Shapes: B rows, T new tokens, S slots, K kv-heads, H head size, C slots for soft tokens, D model.
 """
 
@@ -74,14 +76,17 @@ class Cache:
     soft_index: jax.Array  # int32 [B, C]; -1 = unused
 
 
-def empty(config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0) -> Cache:
-    """An empty cache for `rows` documents of at most `slots` tokens; `soft_slots` matters to models with cross-attention only."""
+def empty(config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0, spare: int = 0) -> Cache:
+    """An empty cache for `rows` documents of at most `slots` tokens, of which the last `spare` may be taken back.
+
+    `soft_slots` matters to models with cross-attention only.
+    """
 
     def layer(layer: LayerConfig, *stack: int) -> LayerCache | None:
         a = layer.attention
         if a.shares_kv:
             return None
-        shape = (*stack, rows, min(a.window, slots) if a.window else slots, a.num_kv_heads, a.head_dim)
+        shape = (*stack, rows, min(a.window + spare, slots) if a.window else slots, a.num_kv_heads, a.head_dim)
         return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), a.window and shape[-3])
 
     return Cache(
