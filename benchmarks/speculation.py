@@ -106,7 +106,7 @@ def trained(settings: Settings) -> None:
             tokens, rounds, accepted, rejected = (
                 sum(getattr(result.usage, field) for result in results) for field in ("output_tokens", "rounds", "accepted", "rejected")
             )
-            share = f"{accepted / (accepted + rejected):.2f} | {tokens / rounds:.2f}" if rounds else " | 1"
+            share = f"{accepted / max(accepted + rejected, 1):.2f} | {tokens / rounds:.2f}" if rounds else " | 1"
             faster = found["plain"][0] / seconds
             print(f"| {task} | {name} | {tokens} | {share} | {1e3 * seconds / tokens:.2f} | {faster:.2f} |", flush=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from pollux.tokens import sequence as tokens
 from pollux.tokens.sequence import Inputs
 
 Array = Any  # numpy.ndarray or jax.Array
-LONGEST_MATCH = 3  # tokens that are compared; more of them alike is a better match
+SHORTEST_MATCH, LONGEST_MATCH = 2, 3  # tokens that must be alike, and that are compared: more of them alike is a better match
 UNKNOWN = -1  # a slot of the history that holds no token
 
 
@@ -58,6 +58,7 @@ class LookUp:
     """Prompt look-up: what followed the last few tokens when they occurred before, in the prompt or in the answer (Saxena 2023)."""
 
     length: int = field(default=8, metadata={"static": True})  # G
+    abstains: ClassVar[bool] = True  # often proposes nothing; then a pass over one token is faster
 
     def start(self, prompts: Sequence[tokens.Sequence], inputs: Inputs, slots: int, most: int) -> Array:
         """The history int32 [B, L] of prompts whose answers make them at most `most` tokens long."""
@@ -81,7 +82,7 @@ class LookUp:
             matched += alike
         found = jnp.argmax(matched * slots + slot, -1)[:, None]
         step = jnp.arange(self.length) % jnp.maximum(last - found, 1)
-        known = jnp.take_along_axis(matched, found, 1)[:, 0] > 0
+        known = jnp.take_along_axis(matched, found, 1)[:, 0] >= SHORTEST_MATCH
         return history, Draft(jnp.take_along_axis(history, found + 1 + step, 1), jnp.where(known, number, 0), None)
 
     def follow(self, history: Array, draft: Draft, state: State, ids: Array, kept: Array) -> Array:
@@ -107,6 +108,7 @@ class DraftModel:
     params: Params
     config: ModelConfig = field(metadata={"static": True})
     length: int = field(default=4, metadata={"static": True})  # G
+    abstains: ClassVar[bool] = False
 
     def start(self, prompts: Sequence[tokens.Sequence], inputs: Inputs, slots: int, most: int) -> DraftMemory:
         """The memory of a model that has read `inputs`, all of each prompt but its last token."""

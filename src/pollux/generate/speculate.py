@@ -25,6 +25,7 @@ from pollux.generate.decode import CHUNK, State, cache_dtype, grow
 from pollux.generate.drafter import Draft, Drafter, draw, key
 from pollux.generate.grammar import Grammar
 from pollux.generate.sampler import SamplerState, advance, logprobs_of, probabilities, sample
+from pollux.model.cache import Cache
 from pollux.model.config import ModelConfig
 from pollux.model.decoder import hidden, logits
 from pollux.model.params import Params
@@ -84,13 +85,20 @@ def _round(params: Params, config: ModelConfig, drafter: Drafter, grammar: Gramm
     ids_BT = jnp.concatenate([state.token[:, None], draft.ids], 1)
     zero = jnp.zeros_like(ids_BT)
     read = active[:, None] & (step <= draft.number[:, None])
-    inputs = Inputs(ids_BT, state.position[:, None] + step, read.astype(jnp.int32), zero, zero, {})
-    out = hidden(params, config, inputs, state.cache, cache_dtype(params))
-    assert out.cache is not None
+    all_inputs = Inputs(ids_BT, state.position[:, None] + step, read.astype(jnp.int32), zero, zero, {})
 
+    def scores_of(width: int) -> tuple[Cache, Array]:
+        out = hidden(params, config, jax.tree.map(lambda x: x[:, :width], all_inputs), state.cache, cache_dtype(params))
+        assert out.cache is not None
+        return out.cache, jnp.pad(logits(params, config, out.hidden), ((0, 0), (0, drafter.length + 1 - width), (0, 0)))
+
+    cache, scores = (
+        scores_of(drafter.length + 1)
+        if not drafter.abstains
+        else jax.lax.cond(jnp.any(draft.number > 0), lambda: scores_of(drafter.length + 1), lambda: scores_of(1))
+    )
     drawing, counts = _along(grammar, state, draft)
-    allowed = jax.vmap(grammar.allowed, 1, 1)(drawing)
-    scores = jnp.where(allowed, logits(params, config, out.hidden), -jnp.inf)
+    scores = jnp.where(jax.vmap(grammar.allowed, 1, 1)(drawing), scores, -jnp.inf)
     number, ids, logprobs = _check(scores, state.sampler, counts, draft)
 
     stopped = jnp.isin(ids, grammar.stops) & (step <= number[:, None])
@@ -102,7 +110,7 @@ def _round(params: Params, config: ModelConfig, drafter: Drafter, grammar: Gramm
     sampler = replace(state.sampler, drawn=state.sampler.drawn + final, counts=_at(counts, final))
     state = replace(
         state,
-        cache=out.cache,
+        cache=cache,
         sampler=advance(sampler, token, active & (token < grammar.first_code)),
         token=jnp.where(active, token, state.token),
         position=state.position + kept,
