@@ -31,6 +31,7 @@ class LayerCache:
     k: jax.Array
     v: jax.Array
     window: int = field(default=0, metadata={"static": True})  # 0 = global
+    spare: int = field(default=0, metadata={"static": True})  # slots of a ring beyond its window
 
     def extend(self, k_BTKH, v_BTKH, new: Positions) -> tuple[LayerCache, jax.Array, jax.Array, Positions]:
         """Write the new keys and values; return the cache and everything that the new queries may see, with its positions.
@@ -54,9 +55,10 @@ class LayerCache:
         if not self.window:
             group = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop")
             return after, after.k, after.v, _keys_at(iota, iota < end, group)
-        if T == 1:
+        if T <= self.spare + 1:  # what was overwritten, no query sees
             held = (end - 1) - (end - 1 - iota) % slots
-            return after, after.k, after.v, _keys_at(held, held >= 0)
+            group = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop") if T > 1 else None
+            return after, after.k, after.v, _keys_at(held, held >= 0, group)
         held = (start - 1) - (start - 1 - iota) % slots
         old, fresh = _keys_at(held, held >= 0), _keys_at(new.index, new.segment > 0, new.group)
         keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), old, fresh)
@@ -87,7 +89,7 @@ def empty(config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_sl
         if a.shares_kv:
             return None
         shape = (*stack, rows, min(a.window + spare, slots) if a.window else slots, a.num_kv_heads, a.head_dim)
-        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), a.window and shape[-3])
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), a.window and shape[-3], spare if a.window else 0)
 
     return Cache(
         tuple(layer(x, config.num_groups) for x in (config.pattern if config.num_groups else ())),  # type: ignore[misc]
