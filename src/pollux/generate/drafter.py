@@ -52,6 +52,13 @@ def draw(weights: Array, sampler: SamplerState, purpose: int) -> Array:
     return jnp.argmax(jnp.log(weights) + jax.vmap(gumbel)(sampler.seed, sampler.drawn), -1).astype(jnp.int32)
 
 
+def append(x_BL: Array, length: Array, new_BT: Array, number: Array) -> Array:
+    """x whose row b, of which `length` int32 [B] slots are used, goes on with the first `number` int32 [B] of new."""
+    step = jnp.arange(x_BL.shape[1]) - length[:, None]
+    added = jnp.take_along_axis(new_BT, jnp.clip(step, 0, new_BT.shape[1] - 1), 1)
+    return jnp.where((step >= 0) & (step < number[:, None]), added, x_BL)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LookUp:
@@ -87,9 +94,7 @@ class LookUp:
 
     def follow(self, history: Array, draft: Draft, state: State, ids: Array, kept: Array) -> Array:
         """The history after the first `kept` int32 [B] of ids [B, G + 1] were written; state: before the round."""
-        step = jnp.arange(ids.shape[1])
-        slot = jnp.where(step < kept[:, None], state.position[:, None] + 1 + step, history.shape[1])
-        return history.at[jnp.arange(len(ids))[:, None], slot].set(ids, mode="drop")
+        return append(history, state.position + 1, ids, kept)
 
 
 @jax.tree_util.register_dataclass

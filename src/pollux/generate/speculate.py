@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from pollux.generate.answer import ACCEPTED, OWN, REPLACED
 from pollux.generate.decode import CHUNK, State, cache_dtype, grow
-from pollux.generate.drafter import Draft, Drafter, draw, key
+from pollux.generate.drafter import Draft, Drafter, append, draw, key
 from pollux.generate.grammar import Grammar
 from pollux.generate.sampler import SamplerState, advance, logprobs_of, probabilities, sample
 from pollux.model.cache import Cache
@@ -56,7 +56,7 @@ def speculate(
     Returns the state, ids int32 [B, CHUNK + G] (-1 after what a row wrote), their log-probabilities float32 and where they came
     from int32: OWN, ACCEPTED or REPLACED.
     """
-    rows, width = ended.shape[0], CHUNK + drafter.length
+    shape = ended.shape[0], CHUNK + drafter.length
     state = speculation.state
     speculation = replace(speculation, state=replace(state, left=jnp.where(ended, 0, state.left)))
 
@@ -67,13 +67,11 @@ def speculate(
     def body(carry):
         speculation, written, *columns = carry
         speculation, kept, *new = _round(params, config, drafter, grammar, speculation)
-        step = jnp.arange(drafter.length + 1)
-        slot = jnp.where(step < kept[:, None], written[:, None] + step, width)
-        row = jnp.arange(rows)[:, None]
-        return speculation, written + kept, *(old.at[row, slot].set(x, mode="drop") for old, x in zip(columns, new, strict=True))
+        columns = [append(old, written, x, kept) for old, x in zip(columns, new, strict=True)]
+        return speculation, written + kept, *columns
 
-    columns = jnp.full((rows, width), -1, jnp.int32), jnp.zeros((rows, width), jnp.float32), jnp.zeros((rows, width), jnp.int32)
-    speculation, _, ids, logprobs, origins = jax.lax.while_loop(running, body, (speculation, jnp.zeros(rows, jnp.int32), *columns))
+    columns = jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
+    speculation, _, ids, logprobs, origins = jax.lax.while_loop(running, body, (speculation, jnp.zeros(shape[0], jnp.int32), *columns))
     return speculation, ids, logprobs, origins
 
 
