@@ -44,10 +44,10 @@ Engines = dict[str, Engine]
 class Settings:
     model: Path | None = None  # a trained model folder
     draft: Path | None = None  # a smaller one with the same vocabulary
-    tasks: tuple[str, ...] = ("caption", "story", "draw", "conversation")
-    items: int = 12  # prompts of each task
-    rounds: int = 3
-    lengths: tuple[int, ...] = (2, 4, 8)  # G of look-up and of the draft model
+    tasks: tuple[str, ...] = ("draw", "caption", "conversation")
+    items: int = 8  # prompts of each task
+    rounds: int = 5
+    lengths: tuple[int, ...] = (2, 4)  # G of look-up and of the draft model
     costs: bool = True  # measure the costs in a larger target too
 
 

@@ -64,7 +64,7 @@ def append(x_BL: Array, length: Array, new_BT: Array, number: Array) -> Array:
 class LookUp:
     """Prompt look-up: what followed the last few tokens when they occurred before, in the prompt or in the answer (Saxena 2023)."""
 
-    length: int = field(default=8, metadata={"static": True})  # G
+    length: int = field(default=4, metadata={"static": True})  # G
     abstains: ClassVar[bool] = True  # often proposes nothing; then a pass over one token is faster
 
     def start(self, prompts: Sequence[tokens.Sequence], inputs: Inputs, slots: int, most: int) -> Array:

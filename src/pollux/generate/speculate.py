@@ -67,8 +67,7 @@ def speculate(
     def body(carry):
         speculation, written, *columns = carry
         speculation, kept, *new = _round(params, config, drafter, grammar, speculation)
-        columns = [append(old, written, x, kept) for old, x in zip(columns, new, strict=True)]
-        return speculation, written + kept, *columns
+        return speculation, written + kept, *(append(old, written, x, kept) for old, x in zip(columns, new, strict=True))
 
     columns = jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
     speculation, _, ids, logprobs, origins = jax.lax.while_loop(running, body, (speculation, jnp.zeros(shape[0], jnp.int32), *columns))

@@ -57,8 +57,8 @@ class LayerCache:
             return after, after.k, after.v, _keys_at(iota, iota < end, group)
         if T <= self.spare + 1:  # what was overwritten, no query sees
             held = (end - 1) - (end - 1 - iota) % slots
-            group = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop") if T > 1 else None
-            return after, after.k, after.v, _keys_at(held, held >= 0, group)
+            groups = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop") if T > 1 else None
+            return after, after.k, after.v, _keys_at(held, held >= 0, groups)
         held = (start - 1) - (start - 1 - iota) % slots
         old, fresh = _keys_at(held, held >= 0), _keys_at(new.index, new.segment > 0, new.group)
         keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), old, fresh)
