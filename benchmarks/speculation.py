@@ -4,8 +4,9 @@
 
 Held-out items of the built-in world; only the decoding is timed, after the prompt has been read. Plain decoding, look-up and the draft
 model take turns on each prompt and must write the same ids; their sums over the prompts of a task are compared, and the median of
-the rounds counts. Without a folder only the second part runs: what a step and a round cost in a larger target with random weights,
-whose drafts nothing accepts, and from which share of accepted drafts on the round would pay.
+the rounds counts. Then the same for the same model made deeper by layers whose output weights are zero: it writes the same at the cost of
+a larger one. Without a folder only the last part runs: what a step and a round cost in a larger target with random weights, which accepts
+next to no draft, and from which share of accepted drafts on the round would pay.
 Shapes: G drafted tokens.
 """
 
@@ -29,6 +30,7 @@ from pollux.generate.answer import Answer, Result
 from pollux.generate.decode import CHUNK
 from pollux.generate.drafter import Drafter, DraftModel, LookUp
 from pollux.generate.engine import Engine
+from pollux.generate.model import Model
 from pollux.generate.prompts import bucket, plain
 from pollux.generate.sampler import Sampling
 from pollux.model.family import mini, tiny
@@ -48,7 +50,8 @@ class Settings:
     items: int = 8  # prompts of each task
     rounds: int = 5
     lengths: tuple[int, ...] = (2, 4)  # G of look-up and of the draft model
-    costs: bool = True  # measure the costs in a larger target too
+    layers: int = 32  # of the deeper model
+    costs: bool = True  # measure the costs in a larger target with random weights too
 
 
 def decoded(engine: Engine, prompt: Sequence, sampling: Sampling) -> tuple[float, Result]:
@@ -84,11 +87,20 @@ def compare(engines: Engines, prompts: list[Sequence], sampling: Sampling, round
     return {name: (statistics.median(values), results[name]) for name, values in seconds.items()}
 
 
-def trained(settings: Settings) -> None:
+def deeper(model: Model, layers: int) -> Model:
+    """The model with at least so many layers, of which those that are new add nothing."""
+    config = dataclasses.replace(model.config, num_groups=-(-layers // len(model.config.pattern)))
+
+    def more(path, x):
+        name, new = path[-1].key, np.repeat(np.asarray(x)[-1:], config.num_groups - len(x), 0)
+        return np.concatenate([x, np.zeros_like(new) if name in ("o", "down") else new])
+
+    groups = jax.tree_util.tree_map_with_path(more, model.params["groups"])
+    return Model(model.params | {"groups": groups}, config, model.tokens_config, model.vocabulary, model.codec)
+
+
+def trained(settings: Settings, model: Model, small: Drafter | None) -> None:
     """The table of a trained model: every task, every drafter."""
-    assert settings.model is not None
-    model = pollux.load(settings.model, draft=settings.draft)
-    small = model._drafter
     drafters: dict[str, Drafter | None] = {"plain": None}
     for length in settings.lengths:
         drafters[f"look-up, {length}"] = LookUp(length)
@@ -97,7 +109,8 @@ def trained(settings: Settings) -> None:
     drafters = dict(sorted(drafters.items(), key=lambda item: (item[1] is not None, item[0])))
     engines = {name: Engine(model.params, model.config, model._words, model.codec, drafter) for name, drafter in drafters.items()}
     world = World(WorldConfig())
-    print(f"{model!r}" + (f", draft {count(small.config):,} parameters" if isinstance(small, DraftModel) else ""))
+    drafted = f", draft {count(small.config):,} parameters" if isinstance(small, DraftModel) else ""
+    print(f"\n{model.config.num_layers} layers, {count(model.config):,} parameters{drafted}")
     print("| task | drafter, G | tokens | acceptance | tokens a round | ms a token | plain = 1 |\n|---|---|---|---|---|---|---|")
     for task in settings.tasks:
         prompts = [model.prompt(item.contents) for item in world.items(task, settings.items)]
@@ -143,7 +156,9 @@ def needed(tokens: float, length: int) -> str:
 def main(settings: Settings) -> None:
     use_compilation_cache()
     if settings.model is not None:
-        trained(settings)
+        model = pollux.load(settings.model, draft=settings.draft)
+        for target in (model, deeper(model, settings.layers)):
+            trained(settings, target, model._drafter)
     if settings.costs:
         costs(settings)
 

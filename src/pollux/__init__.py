@@ -15,7 +15,7 @@ __all__ = ["load"]
 def load(folder: str | Path, dtype: Any = None, draft: Model | str | Path | None = None) -> Model:
     """Open a model folder, with weights as stored or as `dtype` (for example "bfloat16"); see pollux.generate.model.Model.
 
-    draft: the folder of a smaller model with the same vocabulary, or "lookup", to write the same text faster.
+    draft: the folder of a smaller model with the same vocabulary, or "lookup", to write the same from fewer passes.
     A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
     """
     from pollux.generate import model  # here, so that `import pollux` stays light

@@ -35,7 +35,7 @@ def chat(
     Args:
         folder: Model folder.
         out: Folder for drawn pictures.
-        draft: Folder of a smaller model with the same vocabulary, or "lookup"; the same answers, faster.
+        draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answers from fewer passes of a large model.
     """
     use_compilation_cache()
     terminal = Terminal(Chat(pollux.load(folder, draft=draft)), out, sampling)

@@ -37,7 +37,7 @@ def generate(
         audio: Sound file; may be given several times.
         video: Video file; may be given several times.
         out: Folder for drawn pictures.
-        draft: Folder of a smaller model with the same vocabulary, or "lookup"; the same answer, faster.
+        draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answer from fewer passes of a large model.
     """
     use_compilation_cache()
     parts: list[Part] = [*map(Image, image), *map(Audio, audio), *map(Video, video), Text(prompt)]

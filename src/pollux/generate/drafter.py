@@ -35,7 +35,7 @@ UNKNOWN = -1  # a slot of the history that holds no token
 class Draft:
     ids: Array  # int32 [B, G], what may follow the pending token
     number: Array  # int32 [B], how many of them are meant
-    probs: Array | None  # float32 [B, G, V] that they were drawn from; None: the drafter is sure of them
+    probs: Array | None  # float32 [B, G, V] that they were drawn from; None: they were not drawn at random
 
 
 def key(seed: Array, drawn: Array, purpose: int) -> Array:

@@ -41,8 +41,9 @@ class Model:
 
     `sampling` are the defaults of generate, stream and generate_many; their keywords are the fields of `Sampling`.
 
-    `draft` makes them faster and leaves what they write as it is (speculate.py): a smaller Model that reads and writes the same tokens,
-    or "lookup", which guesses that what was said before is said again. Raises ValueError if the draft does not fit.
+    `draft` lets them write the same from fewer passes of the model (speculate.py), which is faster if the model is large: a smaller
+    Model that reads and writes the same tokens, or "lookup", which guesses that what was said before is said again. Guided drawings
+    are made without it. Raises ValueError if the draft does not fit.
     """
 
     def __init__(
