@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(folder: str | Path, dtype: Any = None, adapter: str | Path | None = None) -> Model:
+def load(folder: str | Path, dtype: Any = None, adapter: str | Path | None = None, draft: Model | str | Path | None = None) -> Model:
     """Open a model folder, with weights as stored or as `dtype` (for example "bfloat16"); see pollux.generate.model.Model.
 
     adapter: what LoRA training wrote beside its model (adapter.safetensors), merged into the weights of the folder it began with.
+    draft: the folder of a smaller model with the same vocabulary, or "lookup", to write the same from fewer passes.
 
     A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
     """
     from pollux.generate import model  # here, so that `import pollux` stays light
 
-    return model.load(folder, dtype, adapter)
+    return model.load(folder, dtype, adapter, draft)

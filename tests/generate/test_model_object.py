@@ -10,11 +10,13 @@ import pytest
 import pollux
 from pollux.content import Audio, Content, Document, Image, Text
 from pollux.generate.chat import Chat
+from pollux.generate.drafter import LookUp
 from pollux.generate.model import Model
 from pollux.generate.sampler import Sampling
 from pollux.model import decoder, folder
 from pollux.tokens.codec import Codec, CodecConfig
 from pollux.tokens.codec.model import init as codec_weights
+from pollux.tokens.config import TokensConfig
 from pollux.tokens.interleave import encode
 from pollux.tokens.pack import single
 from pollux.tokens.vocabulary import Vocabulary
@@ -71,6 +73,24 @@ def test_load_converts_the_weights_and_bfloat16_generates(model, tmp_path):
     assert scores.dtype == np.float32 and scores.shape == model.logits("the star").shape
     assert np.corrcoef(scores.ravel(), model.logits("the star").ravel())[0, 1] > 0.99
     assert len(half.generate("the star", max_output_tokens=4).ids) == 4
+
+
+def test_a_draft_is_a_folder_or_look_up(model, tmp_path):
+    small = dict(tokens_config=model.tokens_config, vocabulary=Vocabulary(model.vocabulary.tokenizer))
+    Model(model.params, model.config, **small).save(tmp_path)
+    drafter = pollux.load(tmp_path, draft=tmp_path)._drafter
+    assert drafter.config == model.config and folder.hash_params(drafter.params) == folder.hash_params(model.params)
+    assert pollux.load(tmp_path, draft="lookup")._drafter == LookUp() and pollux.load(tmp_path)._drafter is None
+    for draft, sentence in (
+        ("look", 'must be a Model or "lookup"'),
+        (Model(model.params, model.config, model.tokens_config), "their words differ"),
+        (Model(model.params, model.config, TokensConfig(), small["vocabulary"]), "their ways to read media differ"),
+        (Model(model.params, replace(model.config, vocab_size=400), **small), "'small' cannot draft for 'small': their ids differ"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Model(model.params, model.config, **small, draft=draft)
+    with pytest.raises(ValueError, match="config.json"):
+        pollux.load(tmp_path, draft=tmp_path / "nowhere")
 
 
 def _states(model, sequence):

@@ -25,7 +25,9 @@ COMMANDS = """/image PATH, /audio PATH, /video PATH   attach a file to your next
 KINDS: dict[str, Callable[[Path], Part]] = {"/image": Image, "/audio": Audio, "/video": Video}
 
 
-def chat(folder: tyro.conf.Positional[Path], /, out: Path = Path("."), sampling: SamplingFlags = Settings()) -> None:
+def chat(
+    folder: tyro.conf.Positional[Path], /, out: Path = Path("."), draft: str | None = None, sampling: SamplingFlags = Settings()
+) -> None:
     """Talk to a model; /image, /audio and /video attach files, /draw asks for a picture, /help lists all commands.
 
     Example: pollux chat runs/quickstart/model
@@ -33,9 +35,10 @@ def chat(folder: tyro.conf.Positional[Path], /, out: Path = Path("."), sampling:
     Args:
         folder: Model folder.
         out: Folder for drawn pictures.
+        draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answers from fewer passes of a large model.
     """
     use_compilation_cache()
-    terminal = Terminal(Chat(pollux.load(folder)), out, sampling)
+    terminal = Terminal(Chat(pollux.load(folder, draft=draft)), out, sampling)
     print(COMMANDS)
     while (line := _read_line()) is not None:
         try:

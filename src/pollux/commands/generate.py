@@ -23,6 +23,7 @@ def generate(
     audio: Paths = (),
     video: Paths = (),
     out: Path = Path("."),
+    draft: str | None = None,
     sampling: SamplingFlags = Settings(),
 ) -> None:
     """Answer one prompt; media come before the text, drawn pictures are saved and their paths printed.
@@ -36,10 +37,11 @@ def generate(
         audio: Sound file; may be given several times.
         video: Video file; may be given several times.
         out: Folder for drawn pictures.
+        draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answer from fewer passes of a large model.
     """
     use_compilation_cache()
     parts: list[Part] = [*map(Image, image), *map(Audio, audio), *map(Video, video), Text(prompt)]
-    result = pollux.load(folder).generate(Content("user", tuple(parts)), **sampling.given())
+    result = pollux.load(folder, draft=draft).generate(Content("user", tuple(parts)), **sampling.given())
     if result.text:
         print(result.text)
     for path in save_pictures(result.images, out):

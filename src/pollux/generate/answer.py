@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,13 +15,18 @@ from pollux.tokens.interleave import PictureCodec, decode_parts
 from pollux.tokens.sequence import Modality
 from pollux.tokens.vocabulary import Vocabulary
 
+OWN, ACCEPTED, REPLACED = 0, 1, 2  # with a draft, a token is the model's own, was drafted, or stands in place of a rejected one
+
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens per modality, for example prompt = {"text": 12, "image": 9}."""
+    """Tokens per modality, for example prompt = {"text": 12, "image": 9}; how speculation went, 0 without a draft."""
 
     prompt: dict[str, int]
     output: dict[str, int]
+    rounds: int = 0  # passes of the model over a draft
+    accepted: int = 0  # tokens of the output that were drafted
+    rejected: int = 0  # those that stand in place of a drafted one
 
     @property
     def prompt_tokens(self) -> int:
@@ -29,6 +35,11 @@ class Usage:
     @property
     def output_tokens(self) -> int:
         return sum(self.output.values())
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the drafted tokens that the model looked at, and let stand; 0 without a draft."""
+        return self.accepted / max(self.accepted + self.rejected, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,19 +70,22 @@ class Answer:
         self._closings = [vocabulary.specials[name] for name in ("</draw>", "</call>", "</thought>") if name in vocabulary.specials]
         self._ids: list[int] = []
         self._logprobs: list[float] = []
+        self._origins: list[int] = []
         self._closed: tuple[Part, ...] = ()  # parts up to the last closed drawing or call
         self._open_from = 0  # first id after them
         self._cut: int | None = None  # characters of the open text before a stop string
         self._sent = 0  # closed parts that `fresh` has returned
         self._sent_characters = 0  # of the text after those
 
-    def extend(self, ids: Iterable[int], logprobs: Iterable[float]) -> None:
-        """Take the ids of one dispatch; those after the end are dropped."""
-        for i, logprob in zip(ids, logprobs, strict=True):
+    def extend(self, ids: Iterable[int], logprobs: Iterable[float], origins: Iterable[int] = ()) -> None:
+        """Take the ids of one dispatch; those after the end are dropped. origins: of each id, if there is a draft (speculate.py)."""
+        for i, logprob, origin in itertools.zip_longest(ids, logprobs, origins):
             if i < 0 or self.finish_reason:
                 break
             self._ids.append(i)
             self._logprobs.append(logprob)
+            if origin is not None:
+                self._origins.append(origin)
             if i in self._closings:
                 self._closed += decode_parts(self._ids[self._open_from :], self._vocabulary, self._codec)
                 self._open_from = len(self._ids)
@@ -100,7 +114,9 @@ class Answer:
         if "</draw>" in self._vocabulary.specials:
             drawn = int(np.sum((ids >= self._vocabulary.code_offset) | (ids == self._vocabulary.specials["</draw>"])))
         output = {Modality.TEXT.name.lower(): len(ids) - drawn, Modality.DRAW.name.lower(): drawn}
-        usage = Usage(self._prompt_usage, {name: number for name, number in output.items() if number})
+        accepted, rejected = self._origins.count(ACCEPTED), self._origins.count(REPLACED)
+        rounds = len(self._origins) - accepted + (self._origins[-1:] == [ACCEPTED])  # a round that was cut short has no last token
+        usage = Usage(self._prompt_usage, {name: number for name, number in output.items() if number}, rounds, accepted, rejected)
         parts = (*self._closed, *([Text(tail)] if tail else []))
         return Result(parts, ids, np.array(self._logprobs, np.float32), self.finish_reason, usage)
 

@@ -11,11 +11,12 @@ from dataclasses import replace
 import numpy as np
 
 from pollux.generate.answer import Answer, Result
-from pollux.generate.decode import CHUNK, State, cache_dtype, decode, grow, prefill
+from pollux.generate.decode import CHUNK, State, decode, filled, grow
+from pollux.generate.drafter import Drafter
 from pollux.generate.grammar import grammar
 from pollux.generate.prompts import bucket, padded_inputs, plain, unconditional_prompt
 from pollux.generate.sampler import Sampling, sampler_state
-from pollux.model.cache import empty
+from pollux.generate.speculate import Speculation, speculate
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params
 from pollux.tokens import sequence as tokens
@@ -30,15 +31,21 @@ STREAM_STEPS = 4  # steps a dispatch while somebody watches
 
 
 class Engine:
-    """Generates with one model. Prompts are sequences as `encode_prompt` makes them."""
+    """Generates with one model. Prompts are sequences as `encode_prompt` makes them. A drafter makes it faster, but for guided batches."""
 
-    def __init__(self, params: Params, config: ModelConfig, vocabulary: Vocabulary, codec: PictureCodec | None = None):
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        codec: PictureCodec | None = None,
+        drafter: Drafter | None = None,
+    ):
         if vocabulary.size > config.vocab_size:
             raise ValueError(f"the vocabulary has {vocabulary.size} ids but model {config.name!r} only {config.vocab_size}")
-        self.params, self.config, self.vocabulary, self.codec = params, config, vocabulary, codec
+        self.params, self.config, self.vocabulary, self.codec, self.drafter = params, config, vocabulary, codec, drafter
         num_codes = 0 if codec is None else codec.encode(np.zeros((1, *codec.size, 3), np.uint8)).shape[1]
         self._grammar = grammar(vocabulary, config.vocab_size, num_codes)
-        self._crosses = any(layer.cross_attention for layer in config.layers)
 
     def generate(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling]) -> list[Result]:
         """One result a prompt, in order. A result does not depend on the other prompts. Prompts of like length share a batch."""
@@ -66,25 +73,45 @@ class Engine:
 
     def _run(self, prompts: Sequence[tokens.Sequence], answers: Sequence[Answer], steps: int) -> Iterator[None]:
         """Extend the answers, dispatch by dispatch, until all have ended."""
+        samplings = [answer.sampling for answer in answers]
+        drafter = self._chosen_drafter(samplings)
+        spare = drafter.length if drafter else 0  # tokens that a dispatch may write beyond its steps
         used = max(map(len, prompts))
-        most = max(len(prompt) + answer.sampling.max_output_tokens for prompt, answer in zip(prompts, answers, strict=True))
-        slots = bucket(min(most, max(used + CHUNK, FIRST_SLOTS)))
-        state = self._start(prompts, [answer.sampling for answer in answers], slots)
-        rows = state.token.shape[0]
+        most = _longest(prompts, samplings)
+        slots = bucket(min(most, max(used + CHUNK + spare, FIRST_SLOTS)))
+        state = self._start(prompts, samplings, slots)
+        spare_rows = bucket(len(prompts)) - len(prompts)
         while not all(answer.finish_reason for answer in answers):
-            if min(used + steps, most) > slots:
+            if min(used + steps + spare, most) > slots:
                 slots *= 2
-                state = replace(state, cache=grow(self.config, state.cache, slots))
-            ended = np.array([bool(answer.finish_reason) for answer in answers] + [True] * (rows - len(answers)))
-            state, ids, logprobs = decode(self.params, self.config, self._grammar, state, ended, np.int32(steps))
-            used += steps
-            for answer, row_ids, row_logprobs in zip(answers, np.asarray(ids).tolist(), np.asarray(logprobs).tolist(), strict=False):
-                answer.extend(row_ids, row_logprobs)
+                state = self._grow(state, slots)
+            ended = np.array([bool(answer.finish_reason) for answer in answers] + [True] * spare_rows)
+            state, *columns = self._dispatch(state, ended, steps)
+            columns = [np.asarray(column).tolist() for column in columns]
+            used += max(sum(i >= 0 for i in ids) for ids in columns[0])
+            for answer, *row in zip(answers, *columns, strict=False):
+                answer.extend(*row)
             yield
 
-    def _start(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling], slots: int) -> State:
+    def _dispatch(self, state: State | Speculation, ended: np.ndarray, steps: int) -> tuple:
+        """The new state, then [B, n] ids, log-probabilities and, after speculation, origins."""
+        if isinstance(state, Speculation):
+            assert self.drafter is not None
+            return speculate(self.params, self.config, self.drafter, self._grammar, state, ended, np.int32(steps))
+        return decode(self.params, self.config, self._grammar, state, ended, np.int32(steps))
+
+    def _grow(self, state: State | Speculation, slots: int) -> State | Speculation:
+        if isinstance(state, Speculation):
+            assert self.drafter is not None
+            return state.grow(self.config, self.drafter, slots)
+        return replace(state, cache=grow(self.config, state.cache, slots))
+
+    def _chosen_drafter(self, samplings: Sequence[Sampling]) -> Drafter | None:
+        return None if any(sampling.guidance != 1 for sampling in samplings) else self.drafter
+
+    def _start(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling], slots: int) -> State | Speculation:
         """Prefill everything but the last token of each prompt; rows beyond the prompts stay empty."""
-        rows = bucket(len(prompts))
+        rows, most = bucket(len(prompts)), _longest(prompts, samplings)
         spare = rows - len(prompts)  # they start ended
         prompts, samplings = [*prompts, *[plain([0])] * spare], [*samplings, *[Sampling(temperature=0)] * spare]
         packed = list(prompts)
@@ -97,10 +124,9 @@ class Engine:
         inputs = padded_inputs(packed)
         inputs.segment[np.arange(rows), position[:rows]] = 0  # the last token is for the first step
         words = [prompt.ids[prompt.ids < self.vocabulary.code_offset] for prompt in prompts]  # penalties leave image codes alone
-        soft_slots = sum(soft.index.shape[1] for soft in inputs.soft.values()) or 1
-        cache = empty(self.config, len(packed), slots, cache_dtype(self.params), soft_slots if self._crosses else 0)
-        return State(
-            cache=prefill(self.params, self.config, inputs, cache),
+        drafter = self._chosen_drafter(samplings)
+        state = State(
+            cache=filled(self.params, self.config, inputs, slots, drafter.length if drafter else 0),
             sampler=sampler_state(samplings, words, self.config.vocab_size),
             token=np.array([prompt.ids[-1] for prompt in prompts], np.int32),
             position=position,
@@ -108,3 +134,9 @@ class Engine:
             left=np.array([s.max_output_tokens for s in samplings], np.int32),
             guidance=np.array([[s.guidance] for s in samplings], np.float32),
         )
+        return Speculation(state, drafter.start(prompts, inputs, slots, bucket(most))) if drafter else state
+
+
+def _longest(prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling]) -> int:
+    """Tokens of the longest prompt with its answer, if that takes all tokens it may."""
+    return max(len(prompt) + sampling.max_output_tokens for prompt, sampling in zip(prompts, samplings, strict=True))

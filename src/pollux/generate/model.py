@@ -16,6 +16,7 @@ import numpy as np
 from pollux.content import Content, Document, Part, Text, to_contents
 from pollux.generate.answer import Answer, Result
 from pollux.generate.decode import cache_dtype
+from pollux.generate.drafter import Drafter, DraftModel, LookUp
 from pollux.generate.engine import Engine
 from pollux.generate.prompts import padded_inputs, plain
 from pollux.generate.sampler import Sampling
@@ -39,6 +40,10 @@ class Model:
     a string, a PIL image, a path, a part, a Content or a list of these. A string is always text, a path is a pathlib.Path.
 
     `sampling` are the defaults of generate, stream and generate_many; their keywords are the fields of `Sampling`.
+
+    `draft` lets them write the same from fewer passes of the model (speculate.py), which is faster if the model is large: a smaller
+    Model that reads and writes the same tokens, or "lookup", which guesses that what was said before is said again. Guided drawings
+    are made without it. Raises ValueError if the draft does not fit.
     """
 
     def __init__(
@@ -50,9 +55,11 @@ class Model:
         codec: Codec | None = None,
         sampling: Sampling = Sampling(),
         limits: Limits = Limits(),
+        draft: Model | str | None = None,
     ):
         self.params, self.config, self.tokens_config = params, config, tokens_config or TokensConfig()
         self.vocabulary, self.codec, self.sampling, self.limits = vocabulary, codec, sampling, limits
+        self._drafter = self._checked_draft(draft)
 
     def generate(self, contents: Any, **sampling: Any) -> Result:
         """The model's answer. Keywords: max_output_tokens, temperature, top_p, top_k, min_p, seed, stop, guidance, penalties.
@@ -132,7 +139,25 @@ class Model:
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        return Engine(self.params, self.config, self._words, self.codec)
+        return Engine(self.params, self.config, self._words, self.codec, self._drafter)
+
+    def _checked_draft(self, draft: Model | str | None) -> Drafter | None:
+        if draft is None:
+            return None
+        if draft == "lookup":
+            return LookUp()
+        if not isinstance(draft, Model):
+            raise ValueError(f'draft is {draft!r} but must be a Model or "lookup"')
+        for what, ours, theirs in (
+            ("ids", self.config.vocab_size, draft.config.vocab_size),
+            ("words", *(m.vocabulary and m.vocabulary.tokenizer.get_vocab() for m in (self, draft))),
+            ("image codes", *(m.vocabulary and m.vocabulary.code_levels for m in (self, draft))),
+            ("ways to read media", self.tokens_config, draft.tokens_config),
+            ("inputs", *({s.name for s in m.config.soft_inputs} for m in (self, draft))),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{draft.config.name!r} cannot draft for {self.config.name!r}: their {what} differ")
+        return DraftModel(draft.params, draft.config)
 
     def _sampling(self, settings: dict[str, Any]) -> Sampling:
         unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(Sampling)})
@@ -169,19 +194,22 @@ class Stream:
             yield from answer.fresh()
 
 
-def load(path: str | Path, dtype: Any = None, adapter: str | Path | None = None) -> Model:
+def load(path: str | Path, dtype: Any = None, adapter: str | Path | None = None, draft: Model | str | Path | None = None) -> Model:
     """The model of a folder, with weights as stored or as `dtype` (for example "bfloat16"), an adapter (a file) merged into them.
 
+    draft: as Model takes it, or the folder of the smaller model.
     A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
     """
     path = Path(path)
     config, tokens_config = folder.load_config(path)
     codec = Codec.load(path) if (path / "codec.json").is_file() else None
     vocabulary = Vocabulary.load(path, codec.levels if codec else ()) if (path / "tokenizer.json").is_file() else None
+    if isinstance(draft, str | Path) and draft != "lookup":
+        draft = load(draft, dtype)
     params = folder.load_params(path, config, dtype)
     if adapter is not None:
         params = low_rank.merge(low_rank.attach(params, *low_rank.load_adapters(adapter)))
-    model = Model(params, config, tokens_config, vocabulary, codec)
+    model = Model(params, config, tokens_config, vocabulary, codec, draft=draft)
     if (path / SAMPLING_FILE).is_file():
         try:
             settings = json.loads((path / SAMPLING_FILE).read_text())

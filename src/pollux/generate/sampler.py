@@ -111,13 +111,21 @@ def sample(logits: Array, state: SamplerState) -> tuple[Array, Array]:
     scores = _penalize(logits, state) if state.penalized else logits
     ids = jnp.argmax(scores, axis=-1)
     if state.random:
-        scaled = (scores - scores.max(-1, keepdims=True)) / jnp.where(state.temperature > 0, state.temperature, 1)
-        if state.filtered:
-            scaled = jnp.where(_kept(jax.nn.softmax(scaled), state), scaled, -jnp.inf)
         noise = jax.vmap(_gumbel, in_axes=(0, 0, None))(state.seed, state.drawn, logits.shape[-1])
-        ids = jnp.where(state.temperature[:, 0] > 0, jnp.argmax(scaled + noise, axis=-1), ids)
-    logprobs = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-    return ids.astype(jnp.int32), logprobs
+        ids = jnp.where(state.temperature[:, 0] > 0, jnp.argmax(_scaled(scores, state) + noise, axis=-1), ids)
+    return ids.astype(jnp.int32), logprobs_of(logits, ids)
+
+
+def probabilities(logits: Array, state: SamplerState) -> Array:
+    """float32 [B, V], with which probability `sample` draws each token from float32 logits [B, V]."""
+    scores = _penalize(logits, state) if state.penalized else logits
+    best = jnp.arange(scores.shape[-1]) == jnp.argmax(scores, axis=-1)[:, None]
+    return jnp.where(state.temperature > 0, jax.nn.softmax(_scaled(scores, state)), best)
+
+
+def logprobs_of(logits: Array, ids: Array) -> Array:
+    """float32 [...], log-probabilities of ids [...] under logits [..., V]."""
+    return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
 
 
 def advance(state: SamplerState, ids: Array, counted: Array) -> SamplerState:
@@ -126,6 +134,12 @@ def advance(state: SamplerState, ids: Array, counted: Array) -> SamplerState:
     if state.penalized:
         counts = jnp.asarray(counts).at[jnp.arange(len(ids)), ids].add(counted.astype(jnp.int32))
     return dataclasses.replace(state, counts=counts, drawn=state.drawn + 1)
+
+
+def _scaled(scores: Array, state: SamplerState) -> Array:
+    """Logits [B, V] of the distribution that a row with temperature > 0 draws from, given its penalized scores."""
+    scaled = (scores - scores.max(-1, keepdims=True)) / jnp.where(state.temperature > 0, state.temperature, 1)
+    return jnp.where(_kept(jax.nn.softmax(scaled), state), scaled, -jnp.inf) if state.filtered else scaled
 
 
 def _gumbel(seed: Array, drawn: Array, size: int) -> Array:

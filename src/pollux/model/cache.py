@@ -1,7 +1,9 @@
 """The KV cache: global layers keep every key, local layers a ring of their window.
 
 A row holds one document from its first token on, so the slot of a key tells its position: in a global layer slot = position, in a ring
-slot = position mod window. Rows of one batch may have different lengths; how long they are follows from the positions of the new tokens.
+slot = position mod (its number of slots). Rows of one batch may have different lengths; how long they are follows from the positions of
+the new tokens. Hence tokens are taken back by writing others at their positions. A ring forgets what it overwrites, so it needs a
+spare slot for each token that may be taken back at once: what such a token overwrites, the window has left behind.
 Shapes: B rows, T new tokens, S slots, K kv-heads, H head size, C slots for soft tokens, D model.
 """
 
@@ -29,6 +31,7 @@ class LayerCache:
     k: jax.Array
     v: jax.Array
     window: int = field(default=0, metadata={"static": True})  # 0 = global
+    spare: int = field(default=0, metadata={"static": True})  # slots of a ring beyond its window
     index: jax.Array | None = None  # int32 scalar: which layer of the stack `extend` is about
 
     def extend(self, k_BTKH, v_BTKH, new: Positions) -> tuple[LayerCache, jax.Array, jax.Array, Positions]:
@@ -56,9 +59,10 @@ class LayerCache:
         if not self.window:
             group = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop")
             return after, after.k[layer], after.v[layer], _keys_at(iota, iota < end, group)
-        if T == 1:
+        if T <= self.spare + 1:  # what was overwritten, no query sees
             held = (end - 1) - (end - 1 - iota) % slots
-            return after, after.k[layer], after.v[layer], _keys_at(held, held >= 0)
+            groups = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop") if T > 1 else None
+            return after, after.k[layer], after.v[layer], _keys_at(held, held >= 0, groups)
         held = (start - 1) - (start - 1 - iota) % slots
         old, fresh = _keys_at(held, held >= 0), _keys_at(new.index, new.segment > 0, new.group)
         keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), old, fresh)
@@ -78,15 +82,18 @@ class Cache:
     soft_index: jax.Array  # int32 [B, C]; -1 = unused
 
 
-def empty(config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0) -> Cache:
-    """An empty cache for `rows` documents of at most `slots` tokens; `soft_slots` matters to models with cross-attention only."""
+def empty(config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0, spare: int = 0) -> Cache:
+    """An empty cache for `rows` documents of at most `slots` tokens, of which the last `spare` may be taken back.
+
+    `soft_slots` matters to models with cross-attention only.
+    """
 
     def layer(layer: LayerConfig, *stack: int) -> LayerCache | None:
         a = layer.attention
         if a.shares_kv:
             return None
-        shape = (*stack, rows, min(a.window, slots) if a.window else slots, a.num_kv_heads, a.head_dim)
-        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), a.window and shape[-3])
+        shape = (*stack, rows, min(a.window + spare, slots) if a.window else slots, a.num_kv_heads, a.head_dim)
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), a.window and shape[-3], spare if a.window else 0)
 
     return Cache(
         tuple(layer(x, config.num_groups) for x in (config.pattern if config.num_groups else ())),  # type: ignore[misc]
