@@ -45,14 +45,14 @@ def quantize(
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose a folder that does not exist")
     model = pollux.load(folder)
-    calibration = _calibration(model, data, documents) if method == "gptq" else ()
-    quantized = quantize_model(model, bits, method, calibration, lambda line: print(line, flush=True))
+    seen = calibration(model, data, documents) if method == "gptq" else ()
+    quantized = quantize_model(model, bits, method, seen, lambda line: print(line, flush=True))
     quantized.save(out)
     before, after = (sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in (folder, out))
     print(f"{out}: {after / 1e6:,.1f} MB of weights instead of {before / 1e6:,.1f} MB")
 
 
-def _calibration(model: Model, data: Path | None, documents: int) -> Iterator[Sequence]:
+def calibration(model: Model, data: Path | None, documents: int) -> Iterator[Sequence]:
     """Documents of the folder, or of those tasks of the world whose media the model reads and draws, taking turns."""
     if model.vocabulary is None:
         raise ValueError("the model folder has no tokenizer.json, so it cannot read calibration documents; use --method nearest")
