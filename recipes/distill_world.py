@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from pollux.model.family import tiny
-from pollux.train.config import DistillConfig, TrainConfig
+from pollux.train.config import DistillConfig, LoraConfig, TrainConfig
 from pollux.train.reading import written_config
 
 
@@ -31,4 +31,6 @@ def recipe(teacher: Path) -> TrainConfig:
         minutes=0.0,
         seed=run.seed + 1,  # other documents and another start than the teacher's
         distill=DistillConfig(str(teacher)),
+        lora=LoraConfig(),
+        optimizer=dataclasses.replace(run.optimizer, frozen=()),
     )

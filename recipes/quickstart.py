@@ -73,7 +73,7 @@ def recipe(minutes: float = 10.0, work: Path = Path("runs/quickstart-work")) -> 
         vocabulary=str(tokenizer),
         codec=str(codec_folder),
         **ROWS,
-        minutes=max(0.6 * minutes, minutes - min(0.1 * minutes, 1.5) - 1.5),
+        minutes=max(0.6 * minutes, minutes - min(0.1 * minutes, 1.5) - 2.0),
         optimizer=OptimizerConfig(learning_rate=3e-3, matrix_learning_rate=1e-2),
         schedule=ScheduleConfig(warmup=50, decay=0.5),
         ema=0.99,

@@ -91,7 +91,11 @@ def student(size: str, teacher: Path, folders: Sequence[Path]) -> TrainConfig:
         rows=1,
         row_length=length,
         targets_per_row=length,
-        soft_per_batch={soft.name: min(length, 2 * getattr(tokens, soft.name).max_tokens) for soft in there.soft_inputs},
+        soft_per_batch={
+            "image": min(length, 2 * tokens.image.max_tokens),
+            "audio": min(length, 2 * tokens.audio.max_tokens),
+            "video": min(length, tokens.video.max_frames * tokens.video.max_tokens),
+        },
         accumulation=STEP_TOKENS // length,
         steps=TOKENS_PER_PARAMETER * count(model) // STEP_TOKENS,
         optimizer=OptimizerConfig(learning_rate=4e-4, matrix_learning_rate=4e-4, weight_decay=0.1),

@@ -24,6 +24,10 @@ class Steps(Weight):
     steps: jax.Array
     size: jax.Array
 
+    @property
+    def shape(self):
+        return self.steps.shape
+
     def product(self, x):
         return (x @ self.steps.astype(x.dtype)) * self.size.astype(x.dtype)
 

@@ -11,7 +11,7 @@ from pollux.cli import main
 from pollux.generate.model import Model
 from pollux.model import family, params
 from pollux.model.quantized import Quantized
-from pollux.shrink.quantize import DAMPING, decode, encode, gptq, matrices, nearest, observe
+from pollux.shrink.quantize import DAMPING, decode, encode, gptq, matrices, nearest, observe, quantize
 from pollux.tokens.sequence import Modality, Sequence
 
 
@@ -113,6 +113,13 @@ def source(tmp_path_factory):
     return path
 
 
+def test_a_large_matrix_is_rounded_part_by_part(source, monkeypatch):
+    model = pollux.load(source)
+    whole = quantize(model, 4, "nearest").params["embed"].packed
+    monkeypatch.setattr("pollux.shrink.quantize.PART", 128 * 48)
+    np.testing.assert_array_equal(quantize(model, 4, "nearest").params["embed"].packed, whole)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_command_writes_a_smaller_folder_that_answers_alike(source, tmp_path, bits, capsys):
     assert main(["quantize", str(source), "--bits", str(bits), "--method", "nearest", "--out", str(tmp_path / "small")]) == 0
@@ -130,6 +137,6 @@ def test_a_quantised_folder_is_not_quantised_again_or_exported(source, tmp_path,
     assert main(["quantize", str(tmp_path / "small"), "--method", "nearest", "--out", str(tmp_path / "twice")]) == 2
     assert "quantised already" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "small"), "--to", "hf", "--out", str(tmp_path / "hf")]) == 2
-    assert "export the folder that it was made of" in capsys.readouterr().err
+    assert "export a folder that is not quantised" in capsys.readouterr().err
     assert main(["quantize", str(source), "--bits", "5", "--out", str(tmp_path / "five")]) == 2
     assert "bits 5 must be 4 or 8" in capsys.readouterr().err

@@ -8,8 +8,6 @@ from typing import Literal
 import tyro
 
 import pollux
-from pollux.generate.model import Model
-from pollux.model.quantized import is_quantized
 from pollux.shrink.export import to_transformers
 
 
@@ -38,7 +36,7 @@ def export(
         raise ValueError("--type is about --to gguf; a folder for transformers keeps the types that it has")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose a folder that does not exist")
-    to_transformers(_load(folder), out)
+    to_transformers(pollux.load(folder), out)
     print(f"{out}: open it with transformers, for example AutoModelForCausalLM.from_pretrained({str(out)!r})")
 
 
@@ -49,18 +47,11 @@ def _export_gguf(folder: Path, out: Path, kind: Literal["f16", "q8_0", "q4_0"]) 
         raise ValueError(f"--to gguf needs the package {error.name}: pip install 'pollux[export]'") from error
     if out.exists():
         raise ValueError(f"{out} exists: choose a file that does not")
-    model = _load(folder)
+    model = pollux.load(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     to_gguf(model, out, kind)
     inputs = [soft.name for soft in model.config.soft_inputs] + ["drawing"] * (model.codec is not None)
     print(f"{out}: open it with llama.cpp, for example llama-cli -m {out}" + (f"; without {', '.join(inputs)}" if inputs else ""))
-
-
-def _load(folder: Path) -> Model:
-    model = pollux.load(folder)
-    if is_quantized(model.params):
-        raise ValueError(f"{folder} is quantised in a layout of pollux alone: export the folder that it was made of")
-    return model
 
 
 def main(arguments: list[str]) -> None:

@@ -26,6 +26,7 @@ from pollux.model.cache import Cache, empty
 from pollux.model.config import ModelConfig
 from pollux.model.decoder import hidden, logits
 from pollux.model.params import Params
+from pollux.model.weight import Weight
 from pollux.tokens.sequence import Inputs
 
 Array = Any  # numpy.ndarray or jax.Array
@@ -128,5 +129,6 @@ def grow(config: ModelConfig, cache: Cache, slots: int, spare: int = 0) -> Cache
 
 
 def cache_dtype(params: Params) -> np.dtype:
-    """Activations and cache have the dtype of the weights that are not quantised."""
-    return params["final_norm"]["scale"].dtype
+    """Activations and cache have the dtype of the embedding; of a quantised one, that of the norms."""
+    embed = params["embed"]
+    return (params["final_norm"]["scale"] if isinstance(embed, Weight) else embed).dtype

@@ -24,6 +24,7 @@ from pollux.media import Limits
 from pollux.model import decoder, folder, huggingface, low_rank
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params, count
+from pollux.model.quantized import is_quantized
 from pollux.tokens import sequence as tokens
 from pollux.tokens.codec import Codec
 from pollux.tokens.config import TokensConfig
@@ -128,7 +129,7 @@ class Model:
         draws = "no drawing" if self.codec is None else "draws {}x{}".format(*self.codec.size)
         reads = ", ".join(["text", *(s.name for s in self.config.soft_inputs)])
         words = "no tokenizer" if self.vocabulary is None else f"{self.vocabulary.size:,} ids"
-        weights = f"{count(self.config):,} parameters {cache_dtype(self.params)}"
+        weights = f"{count(self.config):,} parameters{', quantised,' * is_quantized(self.params)} {cache_dtype(self.params)}"
         return f"<pollux model {self.config.name!r}: {weights}, reads {reads}, {draws}, {words}>"
 
     @property
@@ -231,7 +232,8 @@ def _logits(params: Params, config: ModelConfig, inputs: tokens.Inputs) -> jax.A
 
 def _take_variables(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are for the chat template, taken out of the others."""
-    return {name: settings.pop(name) for name in ("tools", "enable_thinking") if name in settings}
+    taken = {name: settings.pop(name) for name in ("tools", "enable_thinking") if name in settings}
+    return {name: value for name, value in taken.items() if value is not None}
 
 
 def _as_ids(x: Any) -> np.ndarray | None:

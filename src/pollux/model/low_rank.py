@@ -35,6 +35,10 @@ class LowRank(Weight):
     b: jax.Array
     scale: float = field(metadata={"static": True})
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
     def product(self, x: jax.Array) -> jax.Array:
         return matmul(x, self.base) + self.scale * matmul(matmul(x, self.a), self.b)
 
@@ -57,7 +61,7 @@ def attach(params: Params, adapters: Mapping[str, Mapping[str, jax.Array]], scal
         if pair is None:
             return weight
         shape = (*pair["a"].shape[:-1], pair["b"].shape[-1])
-        if not isinstance(weight, Weight) and weight.shape != shape:
+        if weight.shape != shape:
             raise ValueError(f"the adapter is for another model: its {tensor_name(path)} is {shape}, that of this one {weight.shape}")
         return LowRank(weight, pair["a"], pair["b"], scale)
 

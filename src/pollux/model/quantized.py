@@ -30,6 +30,10 @@ def block_bytes(bits: int) -> int:
     return INPUTS * OUTPUTS * bits // 8 + SCALE_BYTES
 
 
+def _bits(packed: jax.Array) -> int:
+    return {block_bytes(bits): bits for bits in (4, 8)}[packed.shape[-1]]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Quantized(Stacked):
@@ -47,7 +51,12 @@ class Quantized(Stacked):
 
     @property
     def bits(self) -> int:
-        return {block_bytes(b): b for b in (4, 8)}[self.packed.shape[-1]]
+        return _bits(self.packed)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        lead = self.packed.shape[:-3] if self.index is None else self.packed.shape[1:-3]
+        return (*lead, self.inputs, self.outputs)
 
     def layer(self, index: jax.Array) -> Quantized:
         """One member of the stack, without a copy: the kernels find it by its index."""
@@ -74,6 +83,12 @@ def is_quantized(params: Any) -> bool:
     return any(isinstance(leaf, Quantized) for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Quantized)))
 
 
+def require_plain(params: Any) -> None:
+    """Raises ValueError if a tree of parameters holds quantised weights, which other programs cannot read."""
+    if is_quantized(params):
+        raise ValueError("the model holds weights quantised in a layout of pollux alone: export a folder that is not quantised")
+
+
 def packed_shape(inputs: int, outputs: int, bits: int) -> tuple[int, int, int]:
     return -(-outputs // OUTPUTS), -(-inputs // INPUTS), block_bytes(bits)
 
@@ -98,8 +113,7 @@ def _pad(x: np.ndarray, rows: int, columns: int, value: int) -> np.ndarray:
 
 def unpack(packed: jax.Array, inputs: int, outputs: int) -> jax.Array:
     """The inverse of `pack`, as values: float32 [..., K, N]."""
-    bits = {block_bytes(b): b for b in (4, 8)}[packed.shape[-1]]
-    values = _unpack_blocks(packed, bits)  # [..., blocks, G, 32, 16]
+    values = _unpack_blocks(packed, _bits(packed))  # [..., blocks, G, 32, 16]
     values = jnp.moveaxis(values, -4, -2)  # [..., G, 32, blocks, 16]
     *lead, G, _, blocks, _ = values.shape
     return values.reshape(*lead, G * INPUTS, blocks * OUTPUTS)[..., :inputs, :outputs]

@@ -11,6 +11,11 @@ import jax
 class Weight(abc.ABC):
     """A matrix [K, N] that is not a plain array: a registered dataclass, so a node of the parameter tree."""
 
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """That of the values [..., K, N]."""
+
     @abc.abstractmethod
     def product(self, x: jax.Array) -> jax.Array:
         """x [..., K] -> [..., N] in x's dtype."""

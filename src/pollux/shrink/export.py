@@ -9,6 +9,7 @@ from typing import Any
 from pollux.generate.model import Model
 from pollux.model import folder, huggingface
 from pollux.model.config import PatchTower, VisionTower
+from pollux.model.quantized import require_plain
 from pollux.tokens.template import Template
 from pollux.tokens.vocabulary import SPECIALS, Vocabulary
 
@@ -28,6 +29,7 @@ def to_transformers(model: Model, out: Path) -> None:
 
     Pictures that a model draws have no place there: a model with a codec is written without it, its code ids stay.
     """
+    require_plain(model.params)
     ids = _token_ids(model.vocabulary)
     data = huggingface.config_json(model.config, ids)
     out.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType as Quantization
 
 from pollux.generate.model import Model
 from pollux.model import folder
+from pollux.model.quantized import require_plain
 from pollux.shrink import gguf_architecture, gguf_words
 
 Type = Literal["f16", "q8_0", "q4_0"]
@@ -25,6 +26,7 @@ def to_gguf(model: Model, out: Path, kind: Type) -> None:
 
     Raises ValueError naming what the model has and llama.cpp has not, or a tensor with values beyond f16.
     """
+    require_plain(model.params)
     if model.vocabulary is None:
         raise ValueError("a GGUF file holds the tokenizer, and this model folder has no tokenizer.json")
     part = out.with_name(out.name + ".part")

@@ -26,7 +26,7 @@ from pollux.model import decoder
 from pollux.model.config import ModelConfig
 from pollux.model.folder import tensor_name
 from pollux.model.params import Params, Spec, declare, is_spec, matrix
-from pollux.model.quantized import INPUTS, Quantized, is_quantized, pack
+from pollux.model.quantized import INPUTS, OUTPUTS, Quantized, pack
 from pollux.model.weight import Stacked
 from pollux.tokens.pack import Packer, sizes
 from pollux.tokens.sequence import Inputs, Sequence
@@ -36,6 +36,7 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "embed", "unembed", "proje
 SHRINKS = np.linspace(0.7, 1.1, 17)  # candidates for a scale, relative to the one that just reaches the largest weight
 DAMPING = 0.01  # of the mean second moment
 ROWS = 4  # of a batch of calibration documents, each as long as the longest of them
+PART = 2**24  # weights that are rounded to the nearest at a time
 MOMENT_BYTES = 2**31  # of second moments that are gathered in one pass over the calibration documents
 
 
@@ -65,9 +66,9 @@ def quantize(
     """
     if bits not in (4, 8):
         raise ValueError(f"bits {bits} must be 4 or 8")
-    if is_quantized(model.params):
+    chosen = {name: spec for name, spec in matrices(model.config).items() if not isinstance(_leaf(model.params, name), Quantized)}
+    if not chosen:
         raise ValueError("the model is quantised already; quantise the one it was made of")
-    chosen = matrices(model.config)
     sequences = list(calibration) if method == "gptq" else []
     if method == "gptq" and not sequences:
         raise ValueError("gptq needs calibration documents; without them use the method nearest")
@@ -91,8 +92,8 @@ def _is_leaf(leaf) -> bool:
 
 
 def _is_observed(name: str, spec: Spec) -> bool:
-    """Experts read ragged rows and an embedding table is read by rows: both are rounded to the nearest."""
-    return "experts" not in spec.axes and spec.axes[-2] != "vocab"
+    """Experts read ragged rows and an embedding table is read by rows; they and the unembedding are rounded to the nearest."""
+    return "experts" not in spec.axes and "vocab" not in spec.axes
 
 
 def _passes(specs: dict[str, Spec]) -> Iterator[list[str]]:
@@ -118,7 +119,7 @@ def _leaf(params: Params, name: str):
 
 
 def _replaced(params: Params, new: dict[str, Quantized]) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: new.get(tensor_name(path), leaf), params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: new.get(tensor_name(path), leaf), params, is_leaf=_is_leaf)
 
 
 @dataclass
@@ -141,6 +142,10 @@ class Observed(Stacked):
     weight: jax.Array
     moments: Moments = field(metadata={"static": True})
     index: int = field(default=-1, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape if self.index < 0 else self.weight.shape[1:]
 
     def layer(self, index: jax.Array) -> Observed:
         return dataclasses.replace(self, index=int(index))
@@ -190,19 +195,21 @@ def _batches(model: Model, sequences: list[Sequence]) -> Iterator[Inputs]:
 
 
 def _quantize(leaf: jax.Array, spec: Spec, bits: int, moments: Moments | None = None) -> Quantized:
-    """One matrix or a stack of them."""
+    """One matrix or a stack of them; only a part of it is there in float32 at a time."""
     inputs, outputs = matrix(spec)
-    weight = np.asarray(leaf, np.float32)
+    stored = np.asarray(leaf)
     if spec.axes[-2] == "vocab":
-        weight = np.swapaxes(weight, -1, -2)
-    members = weight.reshape(-1, inputs, outputs)
-    stacked = weight.ndim > 2
+        stored = np.swapaxes(stored, -1, -2)
     packed = []
-    for i, member in enumerate(members):
-        seen = None if moments is None else moments.sums.get(i if stacked else -1)
-        codes, scales = nearest(member, bits) if seen is None else gptq(member, seen, bits)
-        packed.append(pack(codes, scales, bits))
-    whole = np.stack(packed).reshape(*weight.shape[:-2], *packed[0].shape)
+    for i, member in enumerate(stored.reshape(-1, inputs, outputs)):
+        seen = None if moments is None else moments.sums.get(i if stored.ndim > 2 else -1)
+        if seen is None:
+            step = max(OUTPUTS, PART // inputs // OUTPUTS * OUTPUTS)
+            parts = (member[:, start : start + step].astype(np.float32) for start in range(0, outputs, step))
+            packed.append(np.concatenate([pack(*nearest(part, bits), bits) for part in parts]))
+        else:
+            packed.append(pack(*gptq(member.astype(np.float32), seen, bits), bits))
+    whole = np.stack(packed).reshape(*stored.shape[:-2], *packed[0].shape)
     return Quantized(jnp.asarray(whole), inputs, outputs)
 
 

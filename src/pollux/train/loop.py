@@ -25,7 +25,7 @@ from pollux.data.batches import log_state
 from pollux.generate.model import load
 from pollux.model import folder, low_rank
 from pollux.model.params import Params
-from pollux.model.weight import Weight
+from pollux.model.quantized import is_quantized
 from pollux.plain import leaves
 from pollux.tokens.sequence import Batch
 from pollux.train import divergence, lora, metrics, schedule
@@ -236,7 +236,7 @@ def _starting_weights(config: TrainConfig) -> Params | None:
     if dataclasses.replace(there, name=config.model.name) != config.model:
         raise ValueError(f"start names {config.start}, whose config.json describes another model than the run's")
     params = folder.load_params(config.start, config.model, None if config.lora.rank else np.dtype(np.float32))
-    if not config.lora.rank and any(isinstance(leaf, Weight) for leaf in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Weight))):
+    if not config.lora.rank and is_quantized(params):
         raise ValueError(f"start names {config.start}, whose quantised weights cannot be trained: train adapters beside them (lora.rank)")
     return params
 

@@ -37,12 +37,14 @@ def library() -> ctypes.CDLL | None:
     settings = " ".join((*FLAGS, platform.machine())).encode()
     key = hashlib.sha256(settings + b"".join(path.read_bytes() for path in made_of)).hexdigest()[:16]
     built = cache_folder() / "native" / f"product-{key}.so"
-    if not built.is_file():
-        problem = _build(built)
-        if problem:
-            warnings.warn(f"{problem}: products with quantised weights run without the CPU kernels, some 15 times slower", stacklevel=2)
-            return None
-    kernels = ctypes.CDLL(str(built))
+    try:
+        problem = "" if built.is_file() else _build(built)
+        kernels = None if problem else ctypes.CDLL(str(built))
+    except OSError as error:  # a cache folder that cannot be written to or run from
+        problem, kernels = str(error), None
+    if kernels is None:
+        warnings.warn(f"{problem}: products with quantised weights run without the CPU kernels, some 15 times slower", stacklevel=2)
+        return None
     jax.ffi.register_ffi_target("pollux_products", jax.ffi.pycapsule(kernels.pollux_products), platform="cpu")
     return kernels
 
