@@ -8,11 +8,14 @@ import pytest
 
 import pollux
 from pollux.cli import main
+from pollux.commands.quantize import calibration
 from pollux.generate.model import Model
 from pollux.model import family, params
 from pollux.model.quantized import Quantized
 from pollux.shrink.quantize import DAMPING, decode, encode, gptq, matrices, nearest, observe, quantize
 from pollux.tokens.sequence import Modality, Sequence
+from pollux.tokens.text import train_bpe
+from pollux.tokens.vocabulary import Vocabulary
 
 
 def optimal_brain_quantiser(weight, moments, scales, bits):
@@ -140,3 +143,19 @@ def test_a_quantised_folder_is_not_quantised_again_or_exported(source, tmp_path,
     assert "export a folder that is not quantised" in capsys.readouterr().err
     assert main(["quantize", str(source), "--bits", "5", "--out", str(tmp_path / "five")]) == 2
     assert "bits 5 must be 4 or 8" in capsys.readouterr().err
+
+
+def test_documents_that_a_model_cannot_read_are_left_out_of_calibration(tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "good.txt").write_text("once upon a time there were words to read")
+    (folder / "bad.png").write_bytes(b"not a picture")
+    (folder / "bad.txt").write_text("a caption")
+    tokenizer = train_bpe(["once upon a time there were words to read"] * 4, 300)
+    vocabulary = Vocabulary(tokenizer)
+    config = family.tiny(vocabulary.size)
+    model = Model(params.init(config, jax.random.key(0)), config, vocabulary=vocabulary)
+    assert [vocabulary.decode(one.ids[1:-1].tolist()) for one in calibration(model, folder, 8)] == [(folder / "good.txt").read_text()]
+    (folder / "good.txt").unlink()
+    with pytest.raises(ValueError, match="no calibration document can be read .*bad.png.* use --method nearest"):
+        list(calibration(model, folder, 8))

@@ -17,6 +17,7 @@ from pollux.tokens.vocabulary import SPECIALS, Vocabulary
 from pollux.train import loop, metrics, schedule
 from pollux.train.config import DistillConfig, OptimizerConfig
 from pollux.train.on_policy import OnPolicy
+from pollux.train.reading import replay
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,14 @@ def test_a_run_that_reads_its_own_answers_in_some_steps_resumes_bit_for_bit(home
         return [{name: line.get(name) for name in ("step", "kl", "own_kl", "text", "loss")} for line in metrics.read(out) if "loss" in line]
 
     loop.run(student(home, 0.5), tmp_path / "whole")
+    own = [line["step"] for line in metrics.read(tmp_path / "whole") if line.get("own_kl")]
+    assert 0 < len(own) < 8
+    for step in range(1, 9):
+        if step in own:
+            with pytest.raises(ValueError, match="answers that the student wrote itself"):
+                replay(tmp_path / "whole", step)
+        else:
+            assert replay(tmp_path / "whole", step)[0].inputs.ids.any()
     factor = schedule.factor
 
     def stopping(config, step, *rest):

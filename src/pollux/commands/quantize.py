@@ -53,7 +53,10 @@ def quantize(
 
 
 def calibration(model: Model, data: Path | None, documents: int) -> Iterator[Sequence]:
-    """Documents of the folder, or of those tasks of the world whose media the model reads and draws, taking turns."""
+    """Documents of the folder, or of those tasks of the world whose media the model reads and draws, taking turns.
+
+    What cannot be read, or not by this model, is left out. Raises ValueError if nothing can.
+    """
     if model.vocabulary is None:
         raise ValueError("the model folder has no tokenizer.json, so it cannot read calibration documents; use --method nearest")
     if data is not None:
@@ -64,8 +67,17 @@ def calibration(model: Model, data: Path | None, documents: int) -> Iterator[Seq
         world = World(WorldConfig(speech_clips=200))
         sources = [WorldSource(world, task) for task in tasks]
     turns = itertools.zip_longest(*(sample(source, documents) for source in sources))
+    read, problem = 0, "there is none"
     for document in itertools.islice((d for turn in turns for d in turn if d is not None), documents):
-        yield encode(document, model.vocabulary, model.tokens_config, model.codec, model.limits)
+        try:
+            sequence = encode(document, model.vocabulary, model.tokens_config, model.codec, model.limits)
+        except ValueError as error:
+            problem = str(error)
+            continue
+        read += 1
+        yield sequence
+    if not read:
+        raise ValueError(f"no calibration document can be read ({problem}): give others with --data, or use --method nearest")
 
 
 def main(arguments: list[str]) -> None:

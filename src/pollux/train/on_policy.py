@@ -25,7 +25,7 @@ from pollux.tokens.pack import Packer, sizes
 from pollux.tokens.sequence import Batch, Modality, Sequence
 from pollux.tokens.vocabulary import Vocabulary
 from pollux.train.config import TrainConfig
-from pollux.train.reading import stack
+from pollux.train.reading import reads_own_answers, stack
 from pollux.train.samples import split
 from pollux.train.step import State, make_step
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pollux.tokens.codec import Codec
 
 GIVE_UP = 1000  # prompts of a step that are too long
-_WHEN, _WHAT = 2, 3  # what a random generator is for; the data use 0 and 1
+_WHAT = 3  # what a random generator is for; the data use 0 and 1, reading.py 2
 WORK = ("loss", "grad_norm", "rate_factor", "tokens", "text_targets", "draw_targets")
 
 
@@ -44,7 +44,7 @@ class OnPolicy:
         self._config, self._mixture, self._vocabulary, self._codec = config, mixture, vocabulary, codec
 
     def due(self, step: int) -> bool:
-        return np.random.default_rng((self._config.seed, _WHEN, step)).random() < self._config.distill.on_policy
+        return reads_own_answers(self._config, step)
 
     def batch(self, step: int, params: Params) -> Batch:
         """Leaves [A, ...]: prompts, and as targets what the student with these parameters goes on with.

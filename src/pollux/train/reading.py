@@ -69,14 +69,21 @@ def stack(batches: Sequence[Batch]) -> Batch:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
+def reads_own_answers(config: TrainConfig, step: int) -> bool:
+    """Whether a step is one of the share that reads what the student writes itself (on_policy.py)."""
+    return np.random.default_rng((config.seed, 2, step)).random() < config.distill.on_policy
+
+
 def replay(out: Path, step: int) -> tuple[Batch, Vocabulary]:
     """What a step (1 = the first) of the run in `out` read, exactly, and the vocabulary that spells it out.
 
-    Raises ValueError if `out` is no run or did not come to that step.
+    Raises ValueError if `out` is no run, did not come to that step, or read the student's own answers there.
     """
     if not (out / STATES).is_file():
         raise ValueError(f"{out} is not the folder of a run: it has no {STATES}")
     config = written_config(out)
+    if reads_own_answers(config, step):
+        raise ValueError(f"step {step} of {out} read answers that the student wrote itself, which are not kept")
     vocabulary, codec = open_vocabulary(config)
     batches = open_batches(config, vocabulary, codec)
     logged = (logged_state(out / STATES, (step - 1) * config.accumulation + i) for i in range(config.accumulation))
