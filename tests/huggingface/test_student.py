@@ -25,7 +25,7 @@ TEXT = "once upon a time there was a tokenizer of words and a model of numbers"
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp("gemma") / "model"
-    return path, folders.tower_model(path, "no audio", folders.tokenizer())
+    return path, folders.tower_model(path, "dense", folders.tokenizer())
 
 
 def student(path, data, **changes):
