@@ -44,7 +44,10 @@ def visible(query: Positions, key: Positions, window: int = 0, two_way: bool = T
     return past & branch & (q.segment == k.segment) & (q.segment > 0)
 
 
-def rope_angles(position: jax.Array, head_dim: int, base: float, fraction: float) -> tuple[jax.Array, jax.Array]:
+Angles = tuple[jax.Array, jax.Array]  # cos and sin [B, T, H/2]
+
+
+def rope_angles(position: jax.Array, head_dim: int, base: float, fraction: float) -> Angles:
     """cos and sin [B, T, H/2] of position * base^(-2i/H); beyond `fraction` of the pairs it is 0 (Su et al. 2021; Gemma)."""
     half = head_dim // 2
     frequency = base ** (-2.0 * jnp.arange(half) / head_dim)
@@ -53,7 +56,12 @@ def rope_angles(position: jax.Array, head_dim: int, base: float, fraction: float
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rope_kind(a: AttentionConfig) -> tuple[int, float, float]:
+    """What the angles of a layer depend on besides the positions."""
+    return a.head_dim, a.rope_base, a.rope_fraction
+
+
+def rotate(x_BTNH: jax.Array, angles: Angles) -> jax.Array:
     """Rotate the pairs (x_i, x_{i + H/2}) of each head."""
     cos, sin = (a[:, :, None, :].astype(x_BTNH.dtype) for a in angles)
     first, second = jnp.split(x_BTNH, 2, -1)
@@ -65,14 +73,13 @@ def log_n_scale(position: jax.Array, native: int) -> jax.Array:
     return jnp.maximum(1.0, jnp.log(position.astype(jnp.float32) + 1.0) / math.log(native))
 
 
-def project(params: Params, a: AttentionConfig, x_BTD: jax.Array, position_BT: jax.Array, eps: float):
+def project(params: Params, a: AttentionConfig, x_BTD: jax.Array, position_BT: jax.Array, angles: Angles | None, eps: float):
     """Queries [B, T, N, H], keys and values [B, T, K, H], normalised, rotated and scaled; None for keys and values that are shared."""
     names = ("q",) if a.shares_kv else ("q", "k") if a.values_reuse_keys else ("q", "k", "v")
     linear = {
         name: (y + params[f"{name}_bias"].astype(y.dtype) if a.bias else y).reshape(*x_BTD.shape[:-1], -1, a.head_dim)
         for name, y in zip(names, matmuls(x_BTD, *(params[name] for name in names)), strict=True)
     }
-    angles = rope_angles(position_BT, a.head_dim, a.rope_base, a.rope_fraction) if a.position == "rope" else None
 
     def place(x: jax.Array, scale: str) -> jax.Array:
         x = rms_norm(x, params[scale], eps) if a.qk_norm else x
@@ -114,17 +121,18 @@ def self_attention(
     a: AttentionConfig,
     x_BTD: jax.Array,
     positions: Positions,
+    angles: Angles | None,
     mask_BTS: jax.Array | None,
     eps: float,
     cache: Any = None,
     shared: KeysValues | None = None,
 ) -> tuple[jax.Array, Any, KeysValues]:
-    """One self-attention sub-block. With a cache (model/cache.py) the keys are those of the cache and `mask_BTS` is not used; with
+    """One self-attention sub-block. `angles` rotate queries and keys, None = they are not. With a cache (model/cache.py) the keys are those of the cache and `mask_BTS` is not used; with
     `shared`, they are those of another layer and there is no cache.
 
     Returns the output [B, T, D], the updated cache, and what the queries saw.
     """
-    q, k, v = project(params, a, x_BTD, positions.position, eps)
+    q, k, v = project(params, a, x_BTD, positions.position, angles, eps)
     if shared is None and cache is not None:
         cache, k, v, keys = cache.extend(k, v, positions)
         shared = KeysValues(k, v, additive_mask(visible(positions, keys, a.window, a.two_way)), keys.position)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from pollux.model.attention import KeysValues, Positions, output, project, self_attention, visible
+from pollux.model.attention import Angles, KeysValues, Positions, output, project, rope_angles, rope_kind, self_attention, visible
 from pollux.model.cache import Cache, LayerCache
 from pollux.model.config import AttentionConfig, LayerConfig, ModelConfig
 from pollux.model.dot_attention import additive_mask, attend
@@ -37,6 +37,7 @@ class _Context:
 
     positions: Positions
     masks: dict[tuple[int, bool], jax.Array]  # by window and two_way; empty when there is a cache
+    angles: dict[tuple[int, float, float], Angles]  # by rope_kind
     soft: jax.Array  # [G, N, D], all modalities one after the other
     soft_positions: Positions  # [G, N]
     group_positions: Positions  # [G, B/G T], what `soft_positions` are taken from
@@ -65,7 +66,7 @@ def hidden(
         cache = _keep_soft(cache, soft, soft_positions)
         soft, soft_positions = cache.soft, _kept_positions(cache.soft_index)
     masks = {kind: additive_mask(visible(positions, positions, *kind)) for kind in kinds}
-    context = _Context(positions, masks, soft, soft_positions, group_positions)
+    context = _Context(positions, masks, _angles(config, inputs.position), soft, soft_positions, group_positions)
     group_inputs, tail_inputs = _per_layer(params, config, inputs, x) if config.per_layer_width else (None, None)
 
     # Stacked weights are not scanned, which would copy each layer's part, but looked into by the number of the group.
@@ -123,6 +124,20 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 
 def _unroll(config: ModelConfig) -> int:
     return config.num_groups if jax.default_backend() == "cpu" and config.num_layers <= 12 else 1
+
+
+def _angles(config: ModelConfig, position_BT: jax.Array) -> dict[tuple[int, float, float], Angles]:
+    """The angles of every kind of RoPE. As the outcome of a conditional they are computed once; otherwise XLA's CPU backend computes sines
+    and cosines anew wherever they are read, for every head of every layer."""
+
+    def of(position_BT: jax.Array) -> dict[tuple[int, float, float], Angles]:
+        return {rope_kind(a): rope_angles(position_BT, *rope_kind(a)) for a in attentions if a.position == "rope"}
+
+    attentions = [layer.attention for layer in config.layers]
+    if jax.default_backend() != "cpu" or position_BT.shape[1] == 1:
+        return of(position_BT)
+    always = jnp.min(position_BT) >= 0
+    return jax.lax.cond(always, of, lambda p: jax.tree.map(jnp.zeros_like, of(p)), position_BT)
 
 
 def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
@@ -210,7 +225,10 @@ def _layer(
     h = pre("attention", x)
     with jax.named_scope("attention"):
         mask = context.masks.get((layer.attention.window, layer.attention.two_way))
-        y, cache, seen = self_attention(params["attention"], layer.attention, h, context.positions, mask, config.norm_eps, cache, shared)
+        angles = context.angles[rope_kind(layer.attention)] if layer.attention.position == "rope" else None
+        y, cache, seen = self_attention(
+            params["attention"], layer.attention, h, context.positions, angles, mask, config.norm_eps, cache, shared
+        )
     if layer.parallel:
         mixed, balance = mix(h, x)
         x = add("attention", x, y + mixed)
@@ -236,8 +254,8 @@ def _cross_attention(params: Params, config: ModelConfig, a: AttentionConfig, x_
     """Every position reads the soft tokens s before it: softmax(W_Q x (W_K s)^T / sqrt(H)) W_V s, no positions (Alayrac et al. 2022)."""
     a = replace(a, position="none")
     x = x_BTD.reshape(len(context.soft), -1, x_BTD.shape[-1])
-    q, _, _ = project(params, a, x, context.group_positions.position, config.norm_eps)
-    _, k, v = project(params, a, context.soft, context.soft_positions.position, config.norm_eps)
+    q, _, _ = project(params, a, x, context.group_positions.position, None, config.norm_eps)
+    _, k, v = project(params, a, context.soft, context.soft_positions.position, None, config.norm_eps)
     queries, keys = (replace(p, group=jnp.zeros_like(p.group)) for p in (context.group_positions, context.soft_positions))
     mask = additive_mask(visible(queries, keys))
     return output(params, a, attend(q, k, v, mask, a.scale or a.head_dim**-0.5, a.soft_cap)).reshape(x_BTD.shape)
