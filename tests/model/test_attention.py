@@ -5,11 +5,18 @@ import pytest
 import reference
 from reference import torch
 
-from pollux.model import dot_attention
+from pollux.model import dot_attention, native
 from pollux.model.attention import Positions, gaussian_prior, log_n_scale, rope_angles, rotate, visible
 from pollux.model.dot_attention import additive_mask, attend, attend_within
 
 rng = np.random.default_rng(0)
+
+
+@pytest.fixture(params=["kernels", "formula"])
+def path(request, monkeypatch):
+    """Both ways to compute attention on a CPU; without a C++ compiler the first is the second."""
+    if request.param == "formula":
+        monkeypatch.setattr(native, "attention", lambda: None)
 
 
 def positions(rows) -> Positions:
@@ -27,7 +34,7 @@ def test_visibility_of_packed_documents_branches_and_groups_follows_the_rules(wi
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("variant", ["plain", "soft_cap", "prior"])
-def test_attention_and_its_gradient_equal_the_naive_reference(kv_heads, variant):
+def test_attention_and_its_gradient_equal_the_naive_reference(kv_heads, variant, path):
     B, T, N, H = 2, 24, 4, 8
     rows = reference.packed_rows(rng, B, T)
     mask = reference.mask(rows, 5)
@@ -49,7 +56,49 @@ def test_attention_and_its_gradient_equal_the_naive_reference(kv_heads, variant)
         np.testing.assert_allclose(got, tensor.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_within_segments_and_its_gradient_equal_the_naive_reference(monkeypatch):
+SHAPES = [  # B, T, S, N, K, H, what is visible
+    (1, 1, 1, 1, 1, 1, "all"),
+    (2, 33, 31, 2, 1, 8, "causal"),
+    (1, 70, 200, 6, 3, 20, "causal"),
+    (2, 64, 64, 2, 2, 48, "window"),
+    (1, 5, 1100, 3, 1, 16, "all"),  # more keys than scores are held at once
+    (1, 40, 1300, 1, 1, 64, "far apart"),
+    (1, 96, 96, 1, 1, 256, "random"),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_of_odd_shapes_equals_the_naive_reference(shape, path):
+    B, T, S, N, K, H, kind = shape
+    t, s = np.arange(T)[:, None] + S - T, np.arange(S)[None]
+    mask = {
+        "all": s >= 0,
+        "causal": s <= t,
+        "window": (s <= t) & (s > t - 9),
+        "far apart": (s < 3) | (s > S - 40),
+        "random": rng.random((T, S)) < 0.3,
+    }[kind]
+    mask = np.broadcast_to(mask, (B, T, S))
+    arrays = [rng.normal(size=(B, *x, H)) for x in ((T, N), (S, K), (S, K))]
+    arrays[0] *= 10  # scores up to some hundreds: the largest one comes in any block
+    g = rng.normal(size=(B, T, N, H))
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    expected = reference.attention(*tensors, mask, 0.3)
+    expected.backward(torch.tensor(g))
+    out, pull = jax.vjp(jax.jit(lambda *x: attend(*x, additive_mask(jnp.asarray(mask)), 0.3)), *map(jnp.float32, arrays))
+    np.testing.assert_allclose(out, expected.detach(), rtol=1e-4, atol=1e-4)
+    for got, tensor in zip(pull(jnp.float32(g)), tensors, strict=True):
+        np.testing.assert_allclose(got, tensor.grad, rtol=1e-4, atol=2e-5 * float(tensor.grad.abs().max()) + 1e-6)
+
+
+def test_attention_may_be_mapped_over_an_axis(path):
+    q = jnp.float32(rng.normal(size=(3, 1, 4, 2, 8)))
+    mask = additive_mask(jnp.tri(4, dtype=bool)[None])
+    mapped = jax.vmap(lambda x: attend(x, x, x, mask, 0.3))(q)
+    np.testing.assert_allclose(mapped, jnp.stack([attend(x, x, x, mask, 0.3) for x in q]), rtol=1e-6)
+
+
+def test_attention_within_segments_and_its_gradient_equal_the_naive_reference(monkeypatch, path):
     monkeypatch.setattr(dot_attention, "QUERIES", 4)
     monkeypatch.setattr(dot_attention, "WINDOW", 3)
     lengths = ([1, 9, 2, 7, 1, 1, 1], [22], [3, 3, 3, 3, 3, 3, 3, 1])
@@ -66,7 +115,7 @@ def test_attention_within_segments_and_its_gradient_equal_the_naive_reference(mo
         np.testing.assert_allclose(got, tensor.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient():
+def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient(path):
     q = jnp.float32(rng.normal(size=(1, 3, 2, 4)))
     out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, additive_mask(jnp.zeros((1, 3, 3), bool)), 1.0), q, q, q)
     assert not np.any(out)

@@ -127,8 +127,8 @@ def self_attention(
     cache: Any = None,
     shared: KeysValues | None = None,
 ) -> tuple[jax.Array, Any, KeysValues]:
-    """One self-attention sub-block. `angles` rotate queries and keys, None = they are not. With a cache (model/cache.py) the keys are those of the cache and `mask_BTS` is not used; with
-    `shared`, they are those of another layer and there is no cache.
+    """One self-attention sub-block. `angles` rotate queries and keys. With a cache (model/cache.py) the keys are those of the cache and
+    `mask_BTS` is not used; with `shared`, they are those of another layer and there is no cache.
 
     Returns the output [B, T, D], the updated cache, and what the queries saw.
     """

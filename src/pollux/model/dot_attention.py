@@ -10,6 +10,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from pollux.model import native
 
 MASKED = -1e30
 QUERIES = 256  # of a block in attend_within
@@ -28,6 +31,9 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
+    if not soft_cap and bias_BNTS is None and T > 1 and _has_kernels():
+        q, k, v = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
+        return _attend_on_cpu(q, k, v, mask_BTS, scale).astype(q_BTNH.dtype)
     q = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     if soft_cap or bias_BNTS is not None:
@@ -72,6 +78,33 @@ def attend_within(q_BTNH, k_BTKH, v_BTKH, segment_BT, scale: float) -> jax.Array
     last = jnp.iinfo(segment_BT.dtype).max
     _, out = jax.lax.scan(one, None, (cut(q_BTNH, 0), cut(segment_BT, last)))
     return out.swapaxes(0, 1).reshape(B, blocks * block, N, H)[:, :T]
+
+
+def _has_kernels() -> bool:
+    """Whether the kernels of native/attention.h can be used. XLA cannot share out their work over several devices."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1 and native.attention() is not None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend_on_cpu(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale):
+    return _attend_on_cpu_forward(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale)[0]
+
+
+def _attend_on_cpu_forward(q, k, v, mask, scale):
+    B, T, N, _ = q.shape
+    shapes = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, N, T), q.dtype))
+    out, log_sum = jax.ffi.ffi_call("pollux_attention", shapes, vmap_method="sequential")(q, k, v, mask, scale=np.float32(scale))
+    return out, (q, k, v, mask, out, log_sum)
+
+
+def _attend_on_cpu_backward(scale, residual, d_out):
+    q, k, v, *_ = residual
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
+    call = jax.ffi.ffi_call("pollux_attention_gradient", shapes, vmap_method="sequential")
+    return *call(*residual, d_out, scale=np.float32(scale)), None
+
+
+_attend_on_cpu.defvjp(_attend_on_cpu_forward, _attend_on_cpu_backward)
 
 
 def _dot(a_BKxx, b_BKxx, contract_a: int, contract_b: int) -> jax.Array:

@@ -134,7 +134,7 @@ def products(x: jax.Array, weights: Sequence[Quantized]) -> tuple[jax.Array, ...
     """x [..., K] times several weights of the same bits, in one call of the kernel where there is one."""
     one_kind = len({w.bits for w in weights}) == 1 and all(w.inputs == x.shape[-1] for w in weights)
     assert one_kind, [(w.bits, w.inputs) for w in weights]
-    if jax.default_backend() == "cpu" and native.library() is not None:
+    if jax.default_backend() == "cpu" and native.products() is not None:
         y = _on_cpu(x.reshape(-1, x.shape[-1]).astype(jnp.float32), tuple(weights))
         return tuple(a.reshape(*x.shape[:-1], -1).astype(x.dtype) for a in y)
     return tuple(jnp.matmul(x, w.dense(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype) for w in weights)

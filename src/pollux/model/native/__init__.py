@@ -1,7 +1,7 @@
 """The compiled CPU kernels: built from the C++ beside this file when they are first needed, kept among the compiled programs.
 
-Building at first use, instead of at installation, ties them to the headers of the jaxlib that runs them. Without a C++ compiler
-`library()` is None and a warning says what that costs.
+Building at first use, instead of at installation, ties them to the headers of the jaxlib and to the processor that runs them. Without
+a C++ compiler there are none, and a warning says what that costs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 
 from pollux.compilation import cache_folder
 
-SOURCES = (Path(__file__).parent / "product.h", Path(__file__).parent / "product.cc")
+FOLDER = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-shared", "-w")
 
 
@@ -31,25 +31,52 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The kernels, with `pollux_products` registered as an FFI call of XLA on the CPU; None without a compiler that can build them."""
-    made_of = [*SOURCES, Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"]
-    settings = " ".join((*FLAGS, platform.machine())).encode()
-    key = hashlib.sha256(settings + b"".join(path.read_bytes() for path in made_of)).hexdigest()[:16]
-    built = cache_folder() / "native" / f"product-{key}.so"
+def products() -> ctypes.CDLL | None:
+    """Products with quantised weights, with `pollux_products` registered as an FFI call of XLA on the CPU.
+
+    One build serves every processor of a kind: it chooses among its instructions as it runs. None without a compiler.
+    """
+    return _library(
+        "product", ("pollux_products",), FLAGS, "products with quantised weights run without the CPU kernels, some 15 times slower"
+    )
+
+
+@functools.cache
+def attention() -> ctypes.CDLL | None:
+    """Attention and its gradient as the FFI calls `pollux_attention` and `pollux_attention_gradient`; None without a compiler."""
+    flags = (*FLAGS, "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
+    return _library(
+        "attention", ("pollux_attention", "pollux_attention_gradient"), flags, "attention in training takes 2 to 4 times as long"
+    )
+
+
+def _library(name: str, calls: tuple[str, ...], flags: tuple[str, ...], cost: str) -> ctypes.CDLL | None:
+    """NAME.cc as a shared library with its FFI calls registered; `cost`: what it means to be without, for the warning."""
+    sources = [*sorted(FOLDER.glob("*.h")), FOLDER / f"{name}.cc", Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"]
+    settings = " ".join((*flags, platform.machine(), _processor())).encode()
+    key = hashlib.sha256(settings + b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    built = cache_folder() / "native" / f"{name}-{key}.so"
     try:
-        problem = "" if built.is_file() else _build(built)
-        kernels = None if problem else ctypes.CDLL(str(built))
+        problem = "" if built.is_file() else _build(FOLDER / f"{name}.cc", flags, built)
+        library = None if problem else ctypes.CDLL(str(built))
     except OSError as error:  # a cache folder that cannot be written to or run from
-        problem, kernels = str(error), None
-    if kernels is None:
-        warnings.warn(f"{problem}: products with quantised weights run without the CPU kernels, some 15 times slower", stacklevel=2)
+        problem, library = str(error), None
+    if library is None:
+        warnings.warn(f"{problem}: {cost}", stacklevel=3)
         return None
-    jax.ffi.register_ffi_target("pollux_products", jax.ffi.pycapsule(kernels.pollux_products), platform="cpu")
-    return kernels
+    for call in calls:
+        jax.ffi.register_ffi_target(call, jax.ffi.pycapsule(getattr(library, call)), platform="cpu")
+    return library
 
 
-def _build(built: Path) -> str:
+def _processor() -> str:
+    """What tells processors with different instructions apart, so that a cache folder may be shared between machines."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else [platform.processor()]
+    return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}) or lines[:1])
+
+
+def _build(source: Path, flags: tuple[str, ...], built: Path) -> str:
     """Compile to `built`; returns what went wrong, or nothing."""
     path = compiler()
     if path is None:
@@ -57,7 +84,7 @@ def _build(built: Path) -> str:
     built.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         part = Path(folder) / built.name
-        command = [path, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCES[-1]), "-o", str(part)]
+        command = [path, *flags, f"-I{jax.ffi.include_dir()}", str(source), "-o", str(part)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return (

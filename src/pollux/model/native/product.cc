@@ -1,40 +1,15 @@
 // The XLA FFI call `pollux_products`: one matrix of activations times several weights of the same number of bits, on XLA's threads.
 
 #include <algorithm>
-#include <atomic>
-#include <memory>
 #include <vector>
 
+#include "parallel.h"
 #include "product.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 using pollux::Activations;
 
 namespace {
-
-// f(0..count-1) on all threads of the pool. A worker that comes late finds nothing left and touches no memory of the caller.
-template <typename F>
-void parallel_for(ffi::ThreadPool& pool, int64_t count, F f) {
-  struct Progress {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto progress = std::make_shared<Progress>();
-  auto work = [progress, count, f] {
-    for (int64_t i; (i = progress->next.fetch_add(1)) < count;) {
-      f(i);
-      progress->done.fetch_add(1, std::memory_order_release);
-    }
-  };
-  const int64_t workers = std::min<int64_t>(pool.num_threads(), count);
-  for (int64_t i = 1; i < workers; i++) pool.Schedule([work] { work(); });
-  work();
-  while (progress->done.load(std::memory_order_acquire) < count) {
-#if POLLUX_X86
-    _mm_pause();
-#endif
-  }
-}
 
 struct Weight {
   const uint8_t* codes;
@@ -56,7 +31,7 @@ ffi::Error run(ffi::ThreadPool& pool, const float* x, int64_t M, int64_t K, int6
   if (M < 8) {
     for (int64_t row = 0; row < M; row++) round(row);
   } else {
-    parallel_for(pool, M, round);
+    pollux::parallel_for(pool, M, round);
   }
   int64_t blocks = 0;
   for (const Weight& weight : weights) blocks += weight.blocks;
@@ -73,7 +48,7 @@ ffi::Error run(ffi::ThreadPool& pool, const float* x, int64_t M, int64_t K, int6
   if (pieces == 1) {
     piece(0);
   } else {
-    parallel_for(pool, pieces, piece);
+    pollux::parallel_for(pool, pieces, piece);
   }
   return ffi::Error::Success();
 }

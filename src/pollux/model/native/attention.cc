@@ -1,0 +1,76 @@
+// The XLA FFI calls `pollux_attention` and `pollux_attention_gradient`, on XLA's threads.
+
+#include "attention.h"
+#include "parallel.h"
+
+namespace ffi = xla::ffi;
+using pollux::Attention;
+using Floats = ffi::Buffer<ffi::F32>;
+
+namespace {
+
+float* memory(int64_t floats) {
+  static thread_local std::vector<float> kept;
+  if (static_cast<int64_t>(kept.size()) < floats) kept.resize(floats);
+  return kept.data();
+}
+
+bool describe(const Floats& q, const Floats& k, const Floats& v, const Floats& mask, float scale, Attention& a) {
+  const auto queries = q.dimensions(), keys = k.dimensions(), values = v.dimensions(), sees = mask.dimensions();
+  if (queries.size() != 4 || keys.size() != 4 || sees.size() != 3 || !std::equal(keys.begin(), keys.end(), values.begin(), values.end())) return false;
+  a = {queries[0], queries[1], keys[1], queries[2], keys[2], queries[3], scale, q.typed_data(), k.typed_data(), v.typed_data(), mask.typed_data()};
+  return keys[0] == a.B && keys[3] == a.H && a.K > 0 && a.N % a.K == 0 && sees[0] == a.B && sees[1] == a.T && sees[2] == a.S;
+}
+
+const char* const kShapes = "pollux_attention: q [B, T, N, H], k and v [B, S, K, H] and mask [B, T, S] do not fit";
+
+ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats mask, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> log_sum, float scale) {
+  Attention a;
+  if (!describe(q, k, v, mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
+  const int64_t heads = a.B * a.K, blocks = a.B * a.query_blocks(), head_size = a.padded_keys() * (a.H + a.padded_head());
+  static thread_local std::vector<float> packed;  // of every kv-head, what transpose_head and copy_head make
+  static thread_local std::vector<uint8_t> sees;
+  packed.resize(heads * head_size);
+  sees.resize(blocks * a.key_blocks());
+  float* const packed_heads = packed.data();
+  uint8_t* const seen = sees.data();
+  pollux::parallel_for(pool, heads + blocks, [=](int64_t i) {
+    if (i < blocks) return pollux::look(a, i / a.query_blocks(), i % a.query_blocks(), seen + i * a.key_blocks());
+    const int64_t head = i - blocks, keys = head / a.K * a.S * a.K * a.H;
+    float* to = packed_heads + head * head_size;
+    pollux::transpose_head(a.k + keys, a, head % a.K, to);
+    pollux::copy_head(a.v + keys, a, head % a.K, to + a.padded_keys() * a.H);
+  });
+  float *y = out->typed_data(), *sums = log_sum->typed_data();
+  pollux::parallel_for(pool, a.B * a.N * a.query_blocks(), [=](int64_t i) {
+    const int64_t block = i % a.query_blocks(), head = i / a.query_blocks() % a.N, b = i / a.query_blocks() / a.N;
+    const float* k_t = packed_heads + (b * a.K + head / a.G()) * head_size;
+    const uint8_t* visible = seen + (b * a.query_blocks() + block) * a.key_blocks();
+    pollux::forward(a, b, head, block, visible, k_t, k_t + a.padded_keys() * a.H, memory(pollux::forward_memory(a)), y, sums);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats mask, Floats out, Floats log_sum, Floats d_out, ffi::ResultBuffer<ffi::F32> d_q, ffi::ResultBuffer<ffi::F32> d_k, ffi::ResultBuffer<ffi::F32> d_v, float scale) {
+  Attention a;
+  if (!describe(q, k, v, mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
+  const int64_t blocks = a.B * a.query_blocks();
+  static thread_local std::vector<uint8_t> sees;
+  sees.resize(blocks * a.key_blocks());
+  uint8_t* const seen = sees.data();
+  pollux::parallel_for(pool, blocks, [=](int64_t i) { pollux::look(a, i / a.query_blocks(), i % a.query_blocks(), seen + i * a.key_blocks()); });
+  const float *y = out.typed_data(), *sums = log_sum.typed_data(), *dy = d_out.typed_data();
+  float *dq = d_q->typed_data(), *dk = d_k->typed_data(), *dv = d_v->typed_data();
+  pollux::parallel_for(pool, a.B * a.K, [=](int64_t i) {
+    const int64_t b = i / a.K;
+    pollux::backward(a, b, i % a.K, seen + b * a.query_blocks() * a.key_blocks(), y, sums, dy, memory(pollux::backward_memory(a)), dq, dk, dv);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention, attention,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<float>("scale"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention_gradient, gradient,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>().Attr<float>("scale"));
