@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pollux.model.config import AttentionConfig
-from pollux.model.dot_attention import additive_mask, attend
+from pollux.model.dot_attention import attend
 from pollux.model.layers import rms_norm
 from pollux.model.matmul import matmul, matmuls
 from pollux.model.spec import Params
@@ -107,13 +107,20 @@ def output(params: Params, a: AttentionConfig, x_BTNH: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What is true of all layers of a kind: who sees whom, [B, T, S] from additive_mask, and where the keys are, [B, S]."""
+
+    mask: jax.Array
+    position: jax.Array
+
+
+@dataclass(frozen=True)
 class KeysValues:
-    """What the queries of a layer see: keys and values [B, S, K, H], the mask [B, T, S] and the positions [B, S] of the keys."""
+    """Keys and values [B, S, K, H] of a layer, or stacks of them with the index of the layer."""
 
     k: jax.Array
     v: jax.Array
-    mask: jax.Array
-    position: jax.Array
+    index: jax.Array | None = None
 
 
 def self_attention(
@@ -122,23 +129,22 @@ def self_attention(
     x_BTD: jax.Array,
     positions: Positions,
     angles: Angles | None,
-    mask_BTS: jax.Array | None,
+    sight: Sight,
     eps: float,
     cache: Any = None,
     shared: KeysValues | None = None,
 ) -> tuple[jax.Array, Any, KeysValues]:
-    """One self-attention sub-block. `angles` rotate queries and keys. With a cache (model/cache.py) the keys are those of the cache and
-    `mask_BTS` is not used; with `shared`, they are those of another layer and there is no cache.
+    """One self-attention sub-block. `angles` rotate queries and keys. With a cache (model/cache.py) the keys are those of the cache; with
+    `shared`, they are those of another layer and there is no cache.
 
-    Returns the output [B, T, D], the updated cache, and what the queries saw.
+    Returns the output [B, T, D], the updated cache, and the keys and values.
     """
     q, k, v = project(params, a, x_BTD, positions.position, angles, eps)
-    if shared is None and cache is not None:
-        cache, k, v, keys = cache.extend(k, v, positions)
-        shared = KeysValues(k, v, additive_mask(visible(positions, keys, a.window, a.two_way)), keys.position)
-    elif shared is None:
-        assert mask_BTS is not None
-        shared = KeysValues(k, v, mask_BTS, positions.position)
-    bias = gaussian_prior(params["log_sigma"], positions.position, shared.position) if a.gaussian_prior else None
-    out = attend(q, shared.k, shared.v, shared.mask, a.scale or a.head_dim**-0.5, a.soft_cap, bias)
-    return output(params, a, out), cache, shared
+    index = None
+    if shared is not None:
+        k, v, index = shared.k, shared.v, shared.index
+    elif cache is not None:
+        cache, k, v, index = cache.extend(k, v, positions)
+    bias = gaussian_prior(params["log_sigma"], positions.position, sight.position) if a.gaussian_prior else None
+    out = attend(q, k, v, sight.mask, a.scale or a.head_dim**-0.5, a.soft_cap, bias, index)
+    return output(params, a, out), cache, KeysValues(k, v, index)

@@ -34,41 +34,57 @@ class LayerCache:
     spare: int = field(default=0, metadata={"static": True})  # slots of a ring beyond its window
     index: jax.Array | None = None  # int32 scalar: which layer of the stack `extend` is about
 
-    def extend(self, k_BTKH, v_BTKH, new: Positions) -> tuple[LayerCache, jax.Array, jax.Array, Positions]:
-        """Write the new keys and values; return the cache and everything that the new queries may see, with its positions.
+    def keys(self, new: Positions) -> Positions:
+        """The positions [B, S] of what new queries may see once `extend` has written their own keys; equal for all layers of a window."""
+        B, T = new.index.shape
+        slots, rows = self.k.shape[-3], jnp.arange(B)[:, None]
+        start, end, slot = self._slots(new)
+        iota = jnp.broadcast_to(jnp.arange(slots), (B, slots))
+        if self._forgets(T):
+            held = (start - 1) - (start - 1 - iota) % slots
+            old, fresh = _keys_at(held, held >= 0), _keys_at(new.index, new.segment > 0, new.group)
+            return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), old, fresh)
+        groups = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop") if T > 1 else None
+        if not self.window:
+            return _keys_at(iota, iota < end, groups)
+        held = (end - 1) - (end - 1 - iota) % slots
+        return _keys_at(held, held >= 0, groups)
+
+    def extend(self, k_BTKH, v_BTKH, new: Positions) -> tuple[LayerCache, jax.Array, jax.Array, jax.Array | None]:
+        """Write the new keys and values; return the cache, all keys and values that the new queries may see, and the index of the layer
+        if those are stacks.
 
         A stack is written in place, so that a scan over layers carries it without copies.
         `new.segment` is 1 for real tokens and 0 for padding, which may only follow them; `new.index` is the position in the document.
         """
-        B, T = new.index.shape
-        rows, slots = jnp.arange(B)[:, None], self.k.shape[-3]
+        rows = jnp.arange(len(k_BTKH))[:, None]
         layer = () if self.index is None else (self.index,)
-        start = new.index[:, :1]
-        end = start + jnp.sum(new.segment > 0, 1, keepdims=True)
-        written = new.segment > 0
-        if self.window:
-            written &= new.index >= end - slots
-        slot = jnp.where(written, new.index % slots if self.window else new.index, slots)
+        _, _, slot = self._slots(new)
         after = replace(
             self,
             k=self.k.at[*layer, rows, slot].set(k_BTKH.astype(self.k.dtype), mode="drop"),
             v=self.v.at[*layer, rows, slot].set(v_BTKH.astype(self.v.dtype), mode="drop"),
             index=None,
         )
-        iota = jnp.broadcast_to(jnp.arange(slots), (B, slots))
-        if not self.window:
-            group = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop")
-            return after, after.k[layer], after.v[layer], _keys_at(iota, iota < end, group)
-        if T <= self.spare + 1:  # what was overwritten, no query sees
-            held = (end - 1) - (end - 1 - iota) % slots
-            groups = jnp.zeros((B, slots), jnp.int32).at[rows, slot].set(new.group, mode="drop") if T > 1 else None
-            return after, after.k[layer], after.v[layer], _keys_at(held, held >= 0, groups)
-        held = (start - 1) - (start - 1 - iota) % slots
-        old, fresh = _keys_at(held, held >= 0), _keys_at(new.index, new.segment > 0, new.group)
-        keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), old, fresh)
+        if not self._forgets(k_BTKH.shape[1]):
+            return after, after.k, after.v, self.index
         k = jnp.concatenate([self.k[layer], k_BTKH.astype(self.k.dtype)], 1)
         v = jnp.concatenate([self.v[layer], v_BTKH.astype(self.v.dtype)], 1)
-        return after, k, v, keys
+        return after, k, v, None
+
+    def _forgets(self, tokens: int) -> bool:
+        """Whether writing so many overwrites what some of their queries still see."""
+        return self.window > 0 and tokens > self.spare + 1
+
+    def _slots(self, new: Positions) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Positions [B, 1] of the first new token and after the last; the slot [B, T] of each, out of range for those not kept."""
+        slots = self.k.shape[-3]
+        written = new.segment > 0
+        start = new.index[:, :1]
+        end = start + jnp.sum(written, 1, keepdims=True)
+        if self.window:
+            written &= new.index >= end - slots
+        return start, end, jnp.where(written, new.index % slots if self.window else new.index, slots)
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from pollux.model.attention import Angles, KeysValues, Positions, output, project, rope_angles, rope_kind, self_attention, visible
+from pollux.model.attention import Angles, KeysValues, Positions, Sight, output, project, rope_angles, rope_kind, self_attention, visible
 from pollux.model.cache import Cache, LayerCache
 from pollux.model.config import AttentionConfig, LayerConfig, ModelConfig
 from pollux.model.dot_attention import additive_mask, attend
@@ -36,7 +36,7 @@ class _Context:
     """What every layer reads besides its input."""
 
     positions: Positions
-    masks: dict[tuple[int, bool], jax.Array]  # by window and two_way; empty when there is a cache
+    sights: dict[tuple[int, bool], Sight]  # by window and two_way
     angles: dict[tuple[int, float, float], Angles]  # by rope_kind
     soft: jax.Array  # [G, N, D], all modalities one after the other
     soft_positions: Positions  # [G, N]
@@ -59,14 +59,14 @@ def hidden(
     B, T = inputs.ids.shape
     index = jnp.broadcast_to(jnp.arange(T), (B, T)) if cache is None else inputs.position
     positions = Positions(index, inputs.position, inputs.segment, inputs.branch, inputs.group)
-    kinds = {(layer.attention.window, layer.attention.two_way) for layer in config.layers} if cache is None else set()
     group_positions = _group_positions(positions, len(soft))
     soft_positions = _soft_positions(group_positions, soft_index)
     if cache is not None and cache.soft.shape[1]:
         cache = _keep_soft(cache, soft, soft_positions)
         soft, soft_positions = cache.soft, _kept_positions(cache.soft_index)
-    masks = {kind: additive_mask(visible(positions, positions, *kind)) for kind in kinds}
-    context = _Context(positions, masks, _angles(config, inputs.position), soft, soft_positions, group_positions)
+    context = _Context(
+        positions, _sights(config, positions, cache), _angles(config, inputs.position), soft, soft_positions, group_positions
+    )
     group_inputs, tail_inputs = _per_layer(params, config, inputs, x) if config.per_layer_width else (None, None)
 
     # Stacked weights are not scanned, which would copy each layer's part, but looked into by the number of the group.
@@ -124,6 +124,15 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 
 def _unroll(config: ModelConfig) -> int:
     return config.num_groups if jax.default_backend() == "cpu" and config.num_layers <= 12 else 1
+
+
+def _sights(config: ModelConfig, positions: Positions, cache: Cache | None) -> dict[tuple[int, bool], Sight]:
+    kinds = {(layer.attention.window, layer.attention.two_way) for layer in config.layers}
+    keys = {window: positions for window, _ in kinds}
+    if cache is not None:
+        caches = zip((*config.pattern[: len(cache.groups)], *config.tail), (*cache.groups, *cache.tail), strict=True)
+        keys = {layer.attention.window: own.keys(positions) for layer, own in caches if own is not None}
+    return {(w, two_way): Sight(additive_mask(visible(positions, keys[w], w, two_way)), keys[w].position) for w, two_way in kinds}
 
 
 def _angles(config: ModelConfig, position_BT: jax.Array) -> dict[tuple[int, float, float], Angles]:
@@ -196,7 +205,7 @@ def _layer(
     own_input: jax.Array | None = None,
     shared: KeysValues | None = None,
 ) -> tuple[jax.Array, LayerCache | None, jax.Array, KeysValues]:
-    """One block; returns its output, its new cache, its balance loss and what its queries saw.
+    """One block; returns its output, its new cache, its balance loss and its keys and values.
 
     own_input [B, T, P]: this layer's own reading of the tokens. shared: keys and values of another layer.
     """
@@ -224,10 +233,10 @@ def _layer(
 
     h = pre("attention", x)
     with jax.named_scope("attention"):
-        mask = context.masks.get((layer.attention.window, layer.attention.two_way))
+        sight = context.sights[layer.attention.window, layer.attention.two_way]
         angles = context.angles[rope_kind(layer.attention)] if layer.attention.position == "rope" else None
         y, cache, seen = self_attention(
-            params["attention"], layer.attention, h, context.positions, angles, mask, config.norm_eps, cache, shared
+            params["attention"], layer.attention, h, context.positions, angles, sight, config.norm_eps, cache, shared
         )
     if layer.parallel:
         mixed, balance = mix(h, x)

@@ -24,16 +24,20 @@ def additive_mask(mask_BTS: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(jnp.where(mask_BTS, 0.0, MASKED))
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0, bias_BNTS=None) -> jax.Array:
+def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0, bias_BNTS=None, index=None) -> jax.Array:
     """Attention output [B, T, N, H] in q's dtype; a query that sees nothing gets zeros.
 
     mask_BTS: from additive_mask. soft_cap > 0: scores become cap * tanh(scores / cap). bias_BNTS: added to the scores (differentiable).
+    index: int32 scalar, which layer it is if k and v are stacks of layers (no gradient).
     """
+    kernels = not soft_cap and bias_BNTS is None and _has_kernels()
+    if index is not None and not (kernels and k_BSKH.dtype == jnp.float32):
+        k_BSKH, v_BSKH, index = k_BSKH[index], v_BSKH[index], None
+    if kernels:
+        q, k, v = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
+        return _attend_on_cpu(q, k, v, jnp.int32(0) if index is None else index, mask_BTS, scale).astype(q_BTNH.dtype)
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    if not soft_cap and bias_BNTS is None and T > 1 and _has_kernels():
-        q, k, v = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
-        return _attend_on_cpu(q, k, v, mask_BTS, scale).astype(q_BTNH.dtype)
     q = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     if soft_cap or bias_BNTS is not None:
@@ -85,15 +89,15 @@ def _has_kernels() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1 and native.attention() is not None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend_on_cpu(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale):
-    return _attend_on_cpu_forward(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend_on_cpu(q_BTNH, k_BSKH, v_BSKH, index, mask_BTS, scale):
+    return _attend_on_cpu_forward(q_BTNH, k_BSKH, v_BSKH, index, mask_BTS, scale)[0]
 
 
-def _attend_on_cpu_forward(q, k, v, mask, scale):
+def _attend_on_cpu_forward(q, k, v, index, mask, scale):
     B, T, N, _ = q.shape
     shapes = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, N, T), q.dtype))
-    out, log_sum = jax.ffi.ffi_call("pollux_attention", shapes, vmap_method="sequential")(q, k, v, mask, scale=np.float32(scale))
+    out, log_sum = jax.ffi.ffi_call("pollux_attention", shapes, vmap_method="sequential")(q, k, v, index, mask, scale=np.float32(scale))
     return out, (q, k, v, mask, out, log_sum)
 
 
@@ -101,7 +105,8 @@ def _attend_on_cpu_backward(scale, residual, d_out):
     q, k, v, *_ = residual
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
     call = jax.ffi.ffi_call("pollux_attention_gradient", shapes, vmap_method="sequential")
-    return *call(*residual, d_out, scale=np.float32(scale)), None
+    d_q, d_k, d_v = call(*residual, d_out, scale=np.float32(scale))
+    return d_q, d_k, d_v, None, None
 
 
 _attend_on_cpu.defvjp(_attend_on_cpu_forward, _attend_on_cpu_backward)

@@ -9,24 +9,45 @@ using Floats = ffi::Buffer<ffi::F32>;
 
 namespace {
 
+constexpr int64_t kFew = 8;        // queries that are not worth packing the keys for
+constexpr int64_t kSmall = 65536;  // multiplications that are not worth waking other threads for
+
 float* memory(int64_t floats) {
   static thread_local std::vector<float> kept;
   if (static_cast<int64_t>(kept.size()) < floats) kept.resize(floats);
   return kept.data();
 }
 
-bool describe(const Floats& q, const Floats& k, const Floats& v, const Floats& mask, float scale, Attention& a) {
+// index: of the layer, where k and v are stacks of layers.
+bool describe(const Floats& q, const Floats& k, const Floats& v, int64_t index, const Floats& mask, float scale, Attention& a) {
   const auto queries = q.dimensions(), keys = k.dimensions(), values = v.dimensions(), sees = mask.dimensions();
-  if (queries.size() != 4 || keys.size() != 4 || sees.size() != 3 || !std::equal(keys.begin(), keys.end(), values.begin(), values.end())) return false;
-  a = {queries[0], queries[1], keys[1], queries[2], keys[2], queries[3], scale, q.typed_data(), k.typed_data(), v.typed_data(), mask.typed_data()};
-  return keys[0] == a.B && keys[3] == a.H && a.K > 0 && a.N % a.K == 0 && sees[0] == a.B && sees[1] == a.T && sees[2] == a.S;
+  if (queries.size() != 4 || keys.size() < 4 || keys.size() > 5 || sees.size() != 3) return false;
+  if (!std::equal(keys.begin(), keys.end(), values.begin(), values.end())) return false;
+  const auto key = keys.end() - 4;
+  a = {queries[0], queries[1], key[1], queries[2], key[2], queries[3], scale, q.typed_data(), k.typed_data(), v.typed_data(), mask.typed_data()};
+  if (keys.size() == 5) {
+    a.k += index * a.B * a.S * a.K * a.H;
+    a.v += index * a.B * a.S * a.K * a.H;
+    if (index < 0 || index >= keys[0]) return false;
+  }
+  return key[0] == a.B && key[3] == a.H && a.K > 0 && a.N % a.K == 0 && sees[0] == a.B && sees[1] == a.T && sees[2] == a.S;
 }
 
 const char* const kShapes = "pollux_attention: q [B, T, N, H], k and v [B, S, K, H] and mask [B, T, S] do not fit";
 
-ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats mask, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> log_sum, float scale) {
+ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Buffer<ffi::S32> index, Floats mask, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> log_sum, float scale) {
   Attention a;
-  if (!describe(q, k, v, mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
+  if (!describe(q, k, v, index.typed_data()[0], mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
+  float *y = out->typed_data(), *sums = log_sum->typed_data();
+  if (a.T * a.G() <= kFew) {
+    auto head = [=](int64_t i) { pollux::forward_directly(a, i / a.K, i % a.K, memory(pollux::direct_memory(a)), y, sums); };
+    if (a.T * a.N * a.S * a.H < kSmall) {  // other threads would come too late
+      for (int64_t i = 0; i < a.B * a.K; i++) head(i);
+    } else {
+      pollux::parallel_for(pool, a.B * a.K, head);
+    }
+    return ffi::Error::Success();
+  }
   const int64_t heads = a.B * a.K, blocks = a.B * a.query_blocks(), head_size = a.padded_keys() * (a.H + a.padded_head());
   static thread_local std::vector<float> packed;  // of every kv-head, what transpose_head and copy_head make
   static thread_local std::vector<uint8_t> sees;
@@ -41,7 +62,6 @@ ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats 
     pollux::transpose_head(a.k + keys, a, head % a.K, to);
     pollux::copy_head(a.v + keys, a, head % a.K, to + a.padded_keys() * a.H);
   });
-  float *y = out->typed_data(), *sums = log_sum->typed_data();
   pollux::parallel_for(pool, a.B * a.N * a.query_blocks(), [=](int64_t i) {
     const int64_t block = i % a.query_blocks(), head = i / a.query_blocks() % a.N, b = i / a.query_blocks() / a.N;
     const float* k_t = packed_heads + (b * a.K + head / a.G()) * head_size;
@@ -53,7 +73,7 @@ ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats 
 
 ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats mask, Floats out, Floats log_sum, Floats d_out, ffi::ResultBuffer<ffi::F32> d_q, ffi::ResultBuffer<ffi::F32> d_k, ffi::ResultBuffer<ffi::F32> d_v, float scale) {
   Attention a;
-  if (!describe(q, k, v, mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
+  if (!describe(q, k, v, 0, mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
   const int64_t blocks = a.B * a.query_blocks();
   static thread_local std::vector<uint8_t> sees;
   sees.resize(blocks * a.key_blocks());
@@ -71,6 +91,6 @@ ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats m
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention, attention,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<float>("scale"));
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<ffi::Buffer<ffi::S32>>().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<float>("scale"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention_gradient, gradient,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>().Attr<float>("scale"));

@@ -37,15 +37,19 @@ inline Vec all(float x) { return Vec{} + x; }
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 inline float sum(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; i++) total += v[i];
-  return total;
+  float x[kLanes];
+  std::memcpy(x, &v, sizeof(v));
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) x[i] += x[i + half];
+  return x[0];
 }
 
 inline float maximum(Vec v) {
-  float most = v[0];
-  for (int i = 1; i < kLanes; i++) most = v[i] > most ? v[i] : most;
-  return most;
+  float x[kLanes];
+  std::memcpy(x, &v, sizeof(v));
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+  return x[0];
 }
 
 // e^x for x <= 0 to 2 units in the last place, 0 below -87 (Cephes' expf).
@@ -227,6 +231,50 @@ inline void forward(const Attention& a, int64_t b, int64_t head, int64_t block, 
     for (int64_t h = 0; h < a.H; h++) to[h] = y[r * width + h] * inverse;
     log_sum[(b * a.N + head) * a.T + first_query + r] = top[r] + std::log(sum_of);
   }
+}
+
+// A few queries of one kv-head, as a step of generation has them, read the keys where they lie. memory: floats of direct_memory().
+inline int64_t direct_memory(const Attention& a) { return round_up(a.S, kLanes) + round_up(a.H, kLanes); }
+
+inline void forward_directly(const Attention& a, int64_t b, int64_t kv_head, float* memory, float* out, float* log_sum) {
+  const int64_t stride = a.K * a.H, whole = a.H / kLanes * kLanes, padded = round_up(a.S, kLanes);
+  const float *k = a.k + b * a.S * stride + kv_head * a.H, *v = a.v + b * a.S * stride + kv_head * a.H;
+  float *p = memory, *q = memory + padded;
+  for (int64_t head = kv_head * a.G(); head < (kv_head + 1) * a.G(); head++)
+    for (int64_t t = 0; t < a.T; t++) {
+      const int64_t at = ((b * a.T + t) * a.N + head) * a.H;
+      const float* mask = a.mask + (b * a.T + t) * a.S;
+      for (int64_t h = 0; h < a.H; h++) q[h] = a.q[at + h] * a.scale;
+      float top = kMasked / 2;
+      for (int64_t s = 0; s < a.S; s++) {
+        p[s] = kMasked;
+        if (mask[s] <= kMasked / 2) continue;
+        const float* key = k + s * stride;
+        Vec sums = {};
+        for (int64_t h = 0; h < whole; h += kLanes) sums += load(q + h) * load(key + h);
+        float score = sum(sums) + mask[s];
+        for (int64_t h = whole; h < a.H; h++) score += q[h] * key[h];
+        p[s] = score;
+        top = std::max(top, score);
+      }
+      std::fill(p + a.S, p + padded, kMasked);
+      Vec sums = {};
+      for (int64_t s = 0; s < padded; s += kLanes) {
+        const Vec chance = exp_negative(load(p + s) - top);
+        store(p + s, chance);
+        sums += chance;
+      }
+      const float total = std::max(sum(sums), 1e-30f), inverse = 1.0f / total;
+      float* y = out + at;
+      std::memset(y, 0, a.H * sizeof(float));
+      for (int64_t s = 0; s < a.S; s++) {
+        if (p[s] == 0) continue;
+        const float chance = p[s] * inverse, *value = v + s * stride;
+        for (int64_t h = 0; h < whole; h += kLanes) store(y + h, load(y + h) + chance * load(value + h));
+        for (int64_t h = whole; h < a.H; h++) y[h] += chance * value[h];
+      }
+      log_sum[(b * a.N + head) * a.T + t] = top + std::log(total);
+    }
 }
 
 // The gradient of all queries of one kv-head. seen [query_blocks, key_blocks]; out, log_sum: what `forward` gave; d_out [B, T, N, H].

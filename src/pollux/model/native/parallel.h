@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <thread>
 
 #include "xla/ffi/api/ffi.h"
 
 namespace pollux {
+
+constexpr int64_t kSpins = 2000;  // some 50 microseconds
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -32,7 +35,8 @@ void parallel_for(xla::ffi::ThreadPool& pool, int64_t count, F f) {
   const int64_t workers = std::min<int64_t>(pool.num_threads(), count);
   for (int64_t i = 1; i < workers; i++) pool.Schedule([work] { work(); });
   work();
-  while (progress->done.load(std::memory_order_acquire) < count) pause();
+  for (int64_t spins = 0; progress->done.load(std::memory_order_acquire) < count; spins++)
+    spins < kSpins ? pause() : std::this_thread::yield();  // a worker may have lost its core to another program
 }
 
 }  // namespace pollux
