@@ -6,6 +6,7 @@ becomes one line on stderr and exit code 2.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     # numpy's matrix products here are small, and its threads would spin against those of XLA.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     keep_freed_memory()
+    gc.set_threshold(100_000)  # importing and tracing make many objects and hardly a cycle
     try:
         importlib.import_module(f"pollux.commands.{verb}").main(rest)
     except (ValueError, OSError) as error:

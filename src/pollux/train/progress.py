@@ -13,6 +13,7 @@ from types import TracebackType
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -29,7 +30,7 @@ def step_flops(model: ModelConfig, tokens: float, targets: float, passes: int = 
 def peak_flops(compute: str) -> float:
     """FLOPs a second of one square matrix product in the compute type with float32 accumulation: the best of three."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), jnp.dtype(compute))
+    x = jax.device_put(np.ones((size, size), jnp.dtype(compute)))
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     product(x).block_until_ready()
     best = float("inf")

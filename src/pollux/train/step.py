@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from pollux.model.params import Params, initialise
 from pollux.tokens.sequence import Batch
@@ -60,7 +59,7 @@ def make_step(config: TrainConfig) -> Callable[..., tuple[State, Metrics]]:
         grads, metrics = _gradient(state.params, base, config, batch, teacher)
         grads = jax.tree.map(lambda grad, fixed: jnp.zeros_like(grad) if fixed else grad, grads, frozen)
         with jax.named_scope("optimizer"):
-            norm = optax.tree.norm(grads)
+            norm = jax.lax.sqrt(sum(jax.lax.reduce_sum(jax.lax.square(g), tuple(range(g.ndim))) for g in jax.tree.leaves(grads)))
             if config.clip:
                 scale = jnp.minimum(1.0, config.clip / jnp.maximum(norm, 1e-12))
                 grads = jax.tree.map(lambda g: g * scale, grads)
