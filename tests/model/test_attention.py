@@ -64,6 +64,9 @@ SHAPES = [  # B, T, S, N, K, H, what is visible
     (1, 5, 1100, 3, 1, 16, "all"),  # more keys than scores are held at once
     (1, 40, 1300, 1, 1, 64, "far apart"),
     (1, 96, 96, 1, 1, 256, "random"),
+    (2, 1, 77, 6, 2, 20, "causal"),  # few queries
+    (1, 2, 70, 4, 1, 128, "window"),
+    (2, 1, 300, 5, 1, 72, "random"),
 ]
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from pollux.model.attention import Positions
 from pollux.model.config import LayerConfig, ModelConfig
+from pollux.model.dot_attention import has_kernels
 
 
 def _keys_at(index_BS: jax.Array, valid_BS: jax.Array, group_BS: jax.Array | None = None) -> Positions:
@@ -57,20 +58,21 @@ class LayerCache:
         A stack is written in place, so that a scan over layers carries it without copies.
         `new.segment` is 1 for real tokens and 0 for padding, which may only follow them; `new.index` is the position in the document.
         """
-        rows = jnp.arange(len(k_BTKH))[:, None]
-        layer = () if self.index is None else (self.index,)
         _, _, slot = self._slots(new)
-        after = replace(
-            self,
-            k=self.k.at[*layer, rows, slot].set(k_BTKH.astype(self.k.dtype), mode="drop"),
-            v=self.v.at[*layer, rows, slot].set(v_BTKH.astype(self.v.dtype), mode="drop"),
-            index=None,
-        )
+        k, v = (x.astype(self.k.dtype) for x in (k_BTKH, v_BTKH))
+        rows = jnp.arange(len(k))[:, None]
+        layer = () if self.index is None else (self.index,)
+        if self.index is not None and self.k.dtype == jnp.float32 and has_kernels():
+            shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (self.k, self.v)]
+            write = jax.ffi.ffi_call("pollux_write", shapes, input_output_aliases={0: 0, 1: 1})
+            keys, values = write(self.k, self.v, k, v, slot.astype(jnp.int32), self.index)
+        else:
+            keys, values = (old.at[*layer, rows, slot].set(x, mode="drop") for old, x in ((self.k, k), (self.v, v)))
+        after = replace(self, k=keys, v=values, index=None)
         if not self._forgets(k_BTKH.shape[1]):
-            return after, after.k, after.v, self.index
-        k = jnp.concatenate([self.k[layer], k_BTKH.astype(self.k.dtype)], 1)
-        v = jnp.concatenate([self.v[layer], v_BTKH.astype(self.v.dtype)], 1)
-        return after, k, v, None
+            return after, keys, values, self.index
+        keys, values = (jnp.concatenate([old[layer], x], 1) for old, x in ((self.k, k), (self.v, v)))
+        return after, keys, values, None
 
     def _forgets(self, tokens: int) -> bool:
         """Whether writing so many overwrites what some of their queries still see."""

@@ -30,7 +30,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
     mask_BTS: from additive_mask. soft_cap > 0: scores become cap * tanh(scores / cap). bias_BNTS: added to the scores (differentiable).
     index: int32 scalar, which layer it is if k and v are stacks of layers (no gradient).
     """
-    kernels = not soft_cap and bias_BNTS is None and _has_kernels()
+    kernels = not soft_cap and bias_BNTS is None and has_kernels()
     if index is not None and not (kernels and k_BSKH.dtype == jnp.float32):
         k_BSKH, v_BSKH, index = k_BSKH[index], v_BSKH[index], None
     if kernels:
@@ -84,7 +84,7 @@ def attend_within(q_BTNH, k_BTKH, v_BTKH, segment_BT, scale: float) -> jax.Array
     return out.swapaxes(0, 1).reshape(B, blocks * block, N, H)[:, :T]
 
 
-def _has_kernels() -> bool:
+def has_kernels() -> bool:
     """Whether the kernels of native/attention.h can be used. XLA cannot share out their work over several devices."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1 and native.attention() is not None
 

@@ -36,9 +36,7 @@ def products() -> ctypes.CDLL | None:
 
     One build serves every processor of a kind: it chooses among its instructions as it runs. None without a compiler.
     """
-    return _library(
-        "product", ("pollux_products",), FLAGS, "products with quantised weights run without the CPU kernels, some 15 times slower"
-    )
+    return _library("product", ("pollux_products",), FLAGS, "products with quantised weights take some 15 times as long")
 
 
 @functools.cache
@@ -46,7 +44,10 @@ def attention() -> ctypes.CDLL | None:
     """Attention and its gradient as the FFI calls `pollux_attention` and `pollux_attention_gradient`; None without a compiler."""
     flags = (*FLAGS, "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
     return _library(
-        "attention", ("pollux_attention", "pollux_attention_gradient"), flags, "attention in training takes 2 to 4 times as long"
+        "attention",
+        ("pollux_attention", "pollux_attention_gradient", "pollux_write"),
+        flags,
+        "attention takes longer",
     )
 
 

@@ -9,7 +9,6 @@ using Floats = ffi::Buffer<ffi::F32>;
 
 namespace {
 
-constexpr int64_t kFew = 8;        // queries that are not worth packing the keys for
 constexpr int64_t kSmall = 65536;  // multiplications that are not worth waking other threads for
 
 float* memory(int64_t floats) {
@@ -39,7 +38,7 @@ ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Bu
   Attention a;
   if (!describe(q, k, v, index.typed_data()[0], mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
   float *y = out->typed_data(), *sums = log_sum->typed_data();
-  if (a.T * a.G() <= kFew) {
+  if (a.T * a.G() <= pollux::kFew) {
     auto head = [=](int64_t i) { pollux::forward_directly(a, i / a.K, i % a.K, memory(pollux::direct_memory(a)), y, sums); };
     if (a.T * a.N * a.S * a.H < kSmall) {  // other threads would come too late
       for (int64_t i = 0; i < a.B * a.K; i++) head(i);
@@ -88,8 +87,27 @@ ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats m
   return ffi::Error::Success();
 }
 
+// Write rows [B, T, K, H] into slots [B, T] of stacks [L, B, S, K, H] in place; a slot beyond S is left out.
+ffi::Error write(Floats keys, Floats values, Floats k, Floats v, ffi::Buffer<ffi::S32> slots, ffi::Buffer<ffi::S32> index, ffi::ResultBuffer<ffi::F32> new_keys, ffi::ResultBuffer<ffi::F32> new_values) {
+  const auto stack = keys.dimensions(), rows = k.dimensions();
+  if (stack.size() != 5 || rows.size() != 4 || rows[0] != stack[1] || rows[2] != stack[3] || rows[3] != stack[4])
+    return ffi::Error::InvalidArgument("pollux_write: stacks [L, B, S, K, H] and rows [B, T, K, H] do not fit");
+  const int64_t B = stack[1], S = stack[2], T = rows[1], size = rows[2] * rows[3], layer = index.typed_data()[0];
+  if (layer < 0 || layer >= stack[0]) return ffi::Error::InvalidArgument("pollux_write: there is no such layer");
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t t = 0; t < T; t++) {
+      const int64_t slot = slots.typed_data()[b * T + t], from = (b * T + t) * size, to = ((layer * B + b) * S + slot) * size;
+      if (slot < 0 || slot >= S) continue;
+      std::memcpy(new_keys->typed_data() + to, k.typed_data() + from, size * sizeof(float));
+      std::memcpy(new_values->typed_data() + to, v.typed_data() + from, size * sizeof(float));
+    }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_write, write,
+                              ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>().Ret<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention, attention,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<ffi::Buffer<ffi::S32>>().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<float>("scale"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention_gradient, gradient,

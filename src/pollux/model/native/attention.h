@@ -34,7 +34,7 @@ typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 inline Vec load(const float* x) { return *reinterpret_cast<const Vec*>(x); }
 inline void store(float* x, Vec v) { *reinterpret_cast<Vec*>(x) = v; }
 inline Vec all(float x) { return Vec{} + x; }
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 inline float sum(Vec v) {
   float x[kLanes];
@@ -50,6 +50,26 @@ inline float maximum(Vec v) {
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
   return x[0];
+}
+
+// Vectors of which kLanes are summed at once: lane j of the result is the sum of v[j].
+inline Vec sums_of(Vec* v) {
+#if defined(__AVX512F__)
+#define POLLUX_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define POLLUX_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif defined(__AVX__)
+#define POLLUX_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define POLLUX_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define POLLUX_EVEN 0, 2, 4, 6
+#define POLLUX_ODD 1, 3, 5, 7
+#endif
+#pragma GCC unroll 4
+  for (int count = kLanes; count > 1; count /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i += 2)
+      v[i / 2] = __builtin_shufflevector(v[i], v[i + 1], POLLUX_EVEN) + __builtin_shufflevector(v[i], v[i + 1], POLLUX_ODD);
+  return v[0];
 }
 
 // e^x for x <= 0 to 2 units in the last place, 0 below -87 (Cephes' expf).
@@ -76,22 +96,22 @@ inline void tile(const float* a, int64_t ar, int64_t ak, const float* b, int64_t
   Vec sums[R][W];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int w = 0; w < W; w++) sums[r][w] = add ? load(c + r * cr + w * kLanes) : Vec{};
   for (int64_t k = 0; k < n; k++) {
     Vec row[W];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int w = 0; w < W; w++) row[w] = load(b + k * bk + w * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const Vec x = all(a[r * ar + k * ak]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int w = 0; w < W; w++) sums[r][w] += x * row[w];
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int w = 0; w < W; w++) store(c + r * cr + w * kLanes, sums[r][w]);
 }
 
@@ -113,7 +133,7 @@ struct Attention {
   int64_t query_blocks() const { return (T + kBlock - 1) / kBlock; }
   int64_t key_blocks() const { return (S + kBlock - 1) / kBlock; }
   int64_t padded_keys() const { return key_blocks() * kBlock; }
-  int64_t padded_head() const { return round_up(H, kLanes); }
+  int64_t padded_head() const { return padded(H); }
 };
 
 enum Seen : uint8_t { kNothing = 0, kSome = 1, kAll = 2 };
@@ -233,48 +253,94 @@ inline void forward(const Attention& a, int64_t b, int64_t head, int64_t block, 
   }
 }
 
-// A few queries of one kv-head, as a step of generation has them, read the keys where they lie. memory: floats of direct_memory().
-inline int64_t direct_memory(const Attention& a) { return round_up(a.S, kLanes) + round_up(a.H, kLanes); }
+// A few queries of one kv-head, at most kFew of all its heads, as a step of generation has them, read the keys where they lie.
+constexpr int64_t kFew = 8;
+inline int64_t direct_memory(const Attention& a) { return kFew * (padded(a.S) + 2 * padded(a.H)); }
+
+// p[r][first..first + kLanes - 1] = q[r] . k[s], of which `count` keys exist.
+template <int R>
+inline void scores_directly(const float* q, int64_t width, const float* k, int64_t stride, int64_t H, int64_t count, float* p, int64_t p_stride) {
+  const int64_t whole = H / kLanes * kLanes;
+  Vec products[R][kLanes] = {};
+  for (int64_t s = 0; s < count; s++) {
+    const float* key = k + s * stride;
+    Vec sums[R] = {};
+    for (int64_t h = 0; h < whole; h += kLanes) {
+      const Vec x = load(key + h);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) sums[r] += load(q + r * width + h) * x;
+    }
+    for (int r = 0; r < R; r++) {
+      for (int64_t h = whole; h < H; h++) sums[r][0] += q[r * width + h] * key[h];
+      products[r][s] = sums[r];
+    }
+  }
+  for (int r = 0; r < R; r++) store(p + r * p_stride, sums_of(products[r]));
+}
+
+// R rows of y [R, width] = p [R, n] v [n, H], where the rows of v are `stride` apart.
+template <int R>
+inline void weigh_directly(const float* p, int64_t p_stride, const float* v, int64_t stride, int64_t H, int64_t n, float* y, int64_t width) {
+  int64_t h = 0;
+  for (; h + 4 * kLanes <= H && R <= 4; h += 4 * kLanes) tile<R, 4>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
+  for (; h + kLanes <= H; h += kLanes) tile<R, 1>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
+  for (; h < H; h++)
+    for (int r = 0; r < R; r++) {
+      float sum = 0;
+      for (int64_t s = 0; s < n; s++) sum += p[r * p_stride + s] * v[s * stride + h];
+      y[r * width + h] = sum;
+    }
+}
+
+template <int R>
+void forward_rows(const Attention& a, int64_t b, int64_t kv_head, int64_t first_row, float* memory, float* out, float* log_sum) {
+  const int64_t stride = a.K * a.H, width = padded(a.H), keys = padded(a.S);
+  const float *k = a.k + b * a.S * stride + kv_head * a.H, *v = a.v + b * a.S * stride + kv_head * a.H;
+  float *p = memory, *q = p + R * keys, *y = q + R * width;
+  const float* masks[R];
+  int64_t at[R], first = a.S, last = 0;  // the keys from the first to the last that any row sees
+  for (int r = 0; r < R; r++) {
+    const int64_t t = (first_row + r) / a.G(), head = kv_head * a.G() + (first_row + r) % a.G();
+    at[r] = ((b * a.T + t) * a.N + head) * a.H;
+    masks[r] = a.mask + (b * a.T + t) * a.S;
+    for (int64_t h = 0; h < a.H; h++) q[r * width + h] = a.q[at[r] + h] * a.scale;
+    int64_t low = 0, high = a.S;
+    while (low < high && masks[r][low] <= kMasked / 2) low++;
+    while (high > low && masks[r][high - 1] <= kMasked / 2) high--;
+    if (low < high) first = std::min(first, low), last = std::max(last, high);
+  }
+  const int64_t count = std::max<int64_t>(last - first, 0);
+  for (int64_t s = 0; s < count; s += kLanes)
+    scores_directly<R>(q, width, k + (first + s) * stride, stride, a.H, std::min<int64_t>(kLanes, count - s), p + s, keys);
+  for (int r = 0; r < R; r++) {
+    float *row = p + r * keys, top = kMasked / 2;
+    for (int64_t s = 0; s < count; s++) {
+      row[s] += masks[r][first + s];
+      top = std::max(top, row[s]);
+    }
+    std::fill(row + count, row + padded(count), kMasked);
+    Vec sums = {};
+    for (int64_t s = 0; s < count; s += kLanes) {
+      const Vec chance = exp_negative(load(row + s) - top);
+      store(row + s, chance);
+      sums += chance;
+    }
+    const float total = std::max(sum(sums), 1e-30f);
+    for (int64_t s = 0; s < count; s++) row[s] /= total;
+    const int64_t head = at[r] / a.H % a.N, t = at[r] / a.H / a.N % a.T;
+    log_sum[(b * a.N + head) * a.T + t] = top + std::log(total);
+  }
+  weigh_directly<R>(p, keys, v + first * stride, stride, a.H, count, y, width);
+  for (int r = 0; r < R; r++) std::memcpy(out + at[r], y + r * width, a.H * sizeof(float));
+}
 
 inline void forward_directly(const Attention& a, int64_t b, int64_t kv_head, float* memory, float* out, float* log_sum) {
-  const int64_t stride = a.K * a.H, whole = a.H / kLanes * kLanes, padded = round_up(a.S, kLanes);
-  const float *k = a.k + b * a.S * stride + kv_head * a.H, *v = a.v + b * a.S * stride + kv_head * a.H;
-  float *p = memory, *q = memory + padded;
-  for (int64_t head = kv_head * a.G(); head < (kv_head + 1) * a.G(); head++)
-    for (int64_t t = 0; t < a.T; t++) {
-      const int64_t at = ((b * a.T + t) * a.N + head) * a.H;
-      const float* mask = a.mask + (b * a.T + t) * a.S;
-      for (int64_t h = 0; h < a.H; h++) q[h] = a.q[at + h] * a.scale;
-      float top = kMasked / 2;
-      for (int64_t s = 0; s < a.S; s++) {
-        p[s] = kMasked;
-        if (mask[s] <= kMasked / 2) continue;
-        const float* key = k + s * stride;
-        Vec sums = {};
-        for (int64_t h = 0; h < whole; h += kLanes) sums += load(q + h) * load(key + h);
-        float score = sum(sums) + mask[s];
-        for (int64_t h = whole; h < a.H; h++) score += q[h] * key[h];
-        p[s] = score;
-        top = std::max(top, score);
-      }
-      std::fill(p + a.S, p + padded, kMasked);
-      Vec sums = {};
-      for (int64_t s = 0; s < padded; s += kLanes) {
-        const Vec chance = exp_negative(load(p + s) - top);
-        store(p + s, chance);
-        sums += chance;
-      }
-      const float total = std::max(sum(sums), 1e-30f), inverse = 1.0f / total;
-      float* y = out + at;
-      std::memset(y, 0, a.H * sizeof(float));
-      for (int64_t s = 0; s < a.S; s++) {
-        if (p[s] == 0) continue;
-        const float chance = p[s] * inverse, *value = v + s * stride;
-        for (int64_t h = 0; h < whole; h += kLanes) store(y + h, load(y + h) + chance * load(value + h));
-        for (int64_t h = whole; h < a.H; h++) y[h] += chance * value[h];
-      }
-      log_sum[(b * a.N + head) * a.T + t] = top + std::log(total);
-    }
+  const int64_t rows = a.T * a.G();
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) forward_rows<4>(a, b, kv_head, row, memory, out, log_sum);
+  for (; row + 3 <= rows; row += 3) forward_rows<3>(a, b, kv_head, row, memory, out, log_sum);
+  for (; row + 2 <= rows; row += 2) forward_rows<2>(a, b, kv_head, row, memory, out, log_sum);
+  for (; row < rows; row++) forward_rows<1>(a, b, kv_head, row, memory, out, log_sum);
 }
 
 // The gradient of all queries of one kv-head. seen [query_blocks, key_blocks]; out, log_sum: what `forward` gave; d_out [B, T, N, H].
