@@ -94,11 +94,25 @@ def test_attention_of_odd_shapes_equals_the_naive_reference(shape, path):
         np.testing.assert_allclose(got, tensor.grad, rtol=1e-4, atol=2e-5 * float(tensor.grad.abs().max()) + 1e-6)
 
 
-def test_attention_may_be_mapped_over_an_axis(path):
-    q = jnp.float32(rng.normal(size=(3, 1, 4, 2, 8)))
-    mask = additive_mask(jnp.tri(4, dtype=bool)[None])
-    mapped = jax.vmap(lambda x: attend(x, x, x, mask, 0.3))(q)
-    np.testing.assert_allclose(mapped, jnp.stack([attend(x, x, x, mask, 0.3) for x in q]), rtol=1e-6)
+@pytest.mark.parametrize("T", [3, 20])
+def test_attention_may_be_mapped_over_an_axis(T, path):
+    q = jnp.float32(rng.normal(size=(3, 1, T, 2, 8)))
+    mask = additive_mask(jnp.tri(T, dtype=bool)[None])
+
+    def value(x):
+        return jnp.sum(attend(x, x, x, mask, 0.3) ** 2)
+
+    mapped, slopes = jax.vmap(jax.value_and_grad(value))(q)
+    np.testing.assert_allclose(mapped, [value(x) for x in q], rtol=1e-5)
+    np.testing.assert_allclose(slopes, [jax.grad(value)(x) for x in q], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_attention_over_a_stack_of_layers_reads_the_one_that_is_named(T, path):
+    q, stack = jnp.float32(rng.normal(size=(2, T, 4, 8))), jnp.float32(rng.normal(size=(3, 2, 30, 2, 8)))
+    mask = additive_mask(jnp.ones((2, T, 30), bool))
+    expected = attend(q, stack[1], 2 * stack[1], mask, 0.3)
+    np.testing.assert_allclose(attend(q, stack, 2 * stack, mask, 0.3, index=jnp.int32(1)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_within_segments_and_its_gradient_equal_the_naive_reference(monkeypatch, path):

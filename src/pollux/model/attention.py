@@ -116,11 +116,10 @@ class Sight:
 
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values [B, S, K, H] of a layer, or stacks of them with the index of the layer."""
+    """Keys and values [B, S, K, H] of a layer that another one may share, which a layer of a stack is not."""
 
     k: jax.Array
     v: jax.Array
-    index: jax.Array | None = None
 
 
 def self_attention(
@@ -142,9 +141,9 @@ def self_attention(
     q, k, v = project(params, a, x_BTD, positions.position, angles, eps)
     index = None
     if shared is not None:
-        k, v, index = shared.k, shared.v, shared.index
+        k, v = shared.k, shared.v
     elif cache is not None:
         cache, k, v, index = cache.extend(k, v, positions)
     bias = gaussian_prior(params["log_sigma"], positions.position, sight.position) if a.gaussian_prior else None
     out = attend(q, k, v, sight.mask, a.scale or a.head_dim**-0.5, a.soft_cap, bias, index)
-    return output(params, a, out), cache, KeysValues(k, v, index)
+    return output(params, a, out), cache, KeysValues(k, v)

@@ -56,6 +56,7 @@ class LayerCache:
         if those are stacks.
 
         A stack is written in place, so that a scan over layers carries it without copies.
+        There is no gradient through it.
         `new.segment` is 1 for real tokens and 0 for padding, which may only follow them; `new.index` is the position in the document.
         """
         _, _, slot = self._slots(new)
@@ -64,7 +65,7 @@ class LayerCache:
         layer = () if self.index is None else (self.index,)
         if self.index is not None and self.k.dtype == jnp.float32 and has_kernels():
             shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (self.k, self.v)]
-            write = jax.ffi.ffi_call("pollux_write", shapes, input_output_aliases={0: 0, 1: 1})
+            write = jax.ffi.ffi_call("pollux_write", shapes, input_output_aliases={0: 0, 1: 1}, vmap_method="sequential")
             keys, values = write(self.k, self.v, k, v, slot.astype(jnp.int32), self.index)
         else:
             keys, values = (old.at[*layer, rows, slot].set(x, mode="drop") for old, x in ((self.k, k), (self.v, v)))

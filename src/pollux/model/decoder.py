@@ -146,7 +146,7 @@ def _angles(config: ModelConfig, position_BT: jax.Array) -> dict[tuple[int, floa
     if jax.default_backend() != "cpu" or position_BT.shape[1] == 1:
         return of(position_BT)
     always = jnp.min(position_BT) >= 0
-    return jax.lax.cond(always, of, lambda p: jax.tree.map(jnp.zeros_like, of(p)), position_BT)
+    return jax.lax.cond(always, of, lambda p: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), of(p)), position_BT)
 
 
 def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):

@@ -1,6 +1,7 @@
 """softmax(q k^T scale + prior) v under a mask, with a gradient of its own for speed on CPUs.
 
-The gradient keeps q, k, v, the output and the log-sum-exp, and computes the probabilities anew (Dao et al. 2022, without the tiling).
+The gradient keeps q, k, v, the output and the log-sum-exp, and computes the probabilities anew (Dao et al. 2022). On a CPU with a C++
+compiler the kernels of native/attention.h do both, block by block; elsewhere XLA does, without the tiling.
 Shapes: B rows, T queries, S keys, N heads = K kv-heads x G queries each, H head size.
 """
 
@@ -45,7 +46,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
         out = _formula(q, k, v, mask_BTS, scale, soft_cap, bias)
     else:
         out = _attend(q, k, v, mask_BTS, scale)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
 def attend_within(q_BTNH, k_BTKH, v_BTKH, segment_BT, scale: float) -> jax.Array:

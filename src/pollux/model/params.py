@@ -167,23 +167,25 @@ def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Params:
 def initialise(specs: Params, key: jax.Array, dtype=jnp.float32) -> Params:
     """Fresh parameters; each leaf's key follows from its path, so adding a parameter does not change the others."""
     leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
-    sizes = {_stable_hash(jax.tree_util.keystr(path)): math.prod(spec.shape) for path, spec in leaves if spec.init == "normal"}
+    sizes = {jax.tree_util.keystr(path): math.prod(spec.shape) for path, spec in leaves if spec.init == "normal"}
 
-    def draw(names: list[int]) -> dict[int, jax.Array]:
+    def draw(names: list[str]) -> dict[str, jax.Array]:
+        """Cut from rows of the longest: with JAX's partitionable random numbers a shorter draw is the beginning of a longer one."""
         shape = (max(sizes[name] for name in names),)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array(names, jnp.uint32))
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array([_stable_hash(name) for name in names], jnp.uint32))
         rows = jax.vmap(lambda leaf_key: jax.random.truncated_normal(leaf_key, -3, 3, shape, jnp.float32))(keys)
         return {name: row[: sizes[name]] for name, row in zip(names, rows, strict=True)}
 
     small = [name for name, size in sizes.items() if size <= _SMALL]
     values = draw(small) if small else {}  # all at once: a program of few draws is made sooner than one of many
-    for name in (name for name in sizes if name not in small):
-        values |= draw([name])
+    for name in sizes:
+        if name not in values:
+            values |= draw([name])
 
     def make(path, spec: Spec):
         if spec.init == "normal":
             std = (spec.fan_in or spec.shape[-2]) ** -0.5
-            return (values[_stable_hash(jax.tree_util.keystr(path))].reshape(spec.shape) * std).astype(dtype)
+            return (values[jax.tree_util.keystr(path)].reshape(spec.shape) * std).astype(dtype)
         return jnp.full(spec.shape, spec.init, dtype)
 
     return jax.tree_util.tree_map_with_path(make, specs, is_leaf=is_spec)

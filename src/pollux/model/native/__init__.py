@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from pollux.compilation import cache_folder
 
 FOLDER = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-shared", "-w")
+THIS_PROCESSOR = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 
 
 def compiler() -> str | None:
@@ -41,8 +43,9 @@ def products() -> ctypes.CDLL | None:
 
 @functools.cache
 def attention() -> ctypes.CDLL | None:
-    """Attention and its gradient as the FFI calls `pollux_attention` and `pollux_attention_gradient`; None without a compiler."""
-    flags = (*FLAGS, "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
+    """Attention, its gradient and the writing of a KV cache, as the FFI calls `pollux_attention`, `pollux_attention_gradient` and
+    `pollux_write`, for the processor that is here; None without a compiler."""
+    flags = (*FLAGS, THIS_PROCESSOR)
     return _library(
         "attention",
         ("pollux_attention", "pollux_attention_gradient", "pollux_write"),
@@ -53,8 +56,9 @@ def attention() -> ctypes.CDLL | None:
 
 def _library(name: str, calls: tuple[str, ...], flags: tuple[str, ...], cost: str) -> ctypes.CDLL | None:
     """NAME.cc as a shared library with its FFI calls registered; `cost`: what it means to be without, for the warning."""
-    sources = [*sorted(FOLDER.glob("*.h")), FOLDER / f"{name}.cc", Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"]
-    settings = " ".join((*flags, platform.machine(), _processor())).encode()
+    headers = sorted((Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api").glob("*.h"))
+    sources = [*sorted(FOLDER.glob("*.h")), FOLDER / f"{name}.cc", *headers]
+    settings = " ".join((*flags, platform.machine(), _processor() if THIS_PROCESSOR in flags else "")).encode()
     key = hashlib.sha256(settings + b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     built = cache_folder() / "native" / f"{name}-{key}.so"
     try:
@@ -73,8 +77,11 @@ def _library(name: str, calls: tuple[str, ...], flags: tuple[str, ...], cost: st
 def _processor() -> str:
     """What tells processors with different instructions apart, so that a cache folder may be shared between machines."""
     about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.is_file() else [platform.processor()]
-    return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}) or lines[:1])
+    if about.is_file():
+        return " ".join(sorted({line for line in about.read_text().splitlines() if line.startswith(("flags", "Features", "CPU part"))}))
+    if sys.platform == "darwin":
+        return subprocess.run(["sysctl", "machdep.cpu"], capture_output=True, text=True).stdout
+    return platform.processor()
 
 
 def _build(source: Path, flags: tuple[str, ...], built: Path) -> str:

@@ -72,7 +72,7 @@ ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Bu
 
 ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats mask, Floats out, Floats log_sum, Floats d_out, ffi::ResultBuffer<ffi::F32> d_q, ffi::ResultBuffer<ffi::F32> d_k, ffi::ResultBuffer<ffi::F32> d_v, float scale) {
   Attention a;
-  if (!describe(q, k, v, 0, mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
+  if (k.dimensions().size() != 4 || !describe(q, k, v, 0, mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
   const int64_t blocks = a.B * a.query_blocks();
   static thread_local std::vector<uint8_t> sees;
   sees.resize(blocks * a.key_blocks());
@@ -89,8 +89,10 @@ ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats m
 
 // Write rows [B, T, K, H] into slots [B, T] of stacks [L, B, S, K, H] in place; a slot beyond S is left out.
 ffi::Error write(Floats keys, Floats values, Floats k, Floats v, ffi::Buffer<ffi::S32> slots, ffi::Buffer<ffi::S32> index, ffi::ResultBuffer<ffi::F32> new_keys, ffi::ResultBuffer<ffi::F32> new_values) {
-  const auto stack = keys.dimensions(), rows = k.dimensions();
-  if (stack.size() != 5 || rows.size() != 4 || rows[0] != stack[1] || rows[2] != stack[3] || rows[3] != stack[4])
+  const auto stack = keys.dimensions(), other = values.dimensions(), rows = k.dimensions(), more = v.dimensions(), at = slots.dimensions();
+  if (stack.size() != 5 || rows.size() != 4 || rows[0] != stack[1] || rows[2] != stack[3] || rows[3] != stack[4] ||
+      !std::equal(stack.begin(), stack.end(), other.begin(), other.end()) || !std::equal(rows.begin(), rows.end(), more.begin(), more.end()) ||
+      at.size() != 2 || at[0] != rows[0] || at[1] != rows[1])
     return ffi::Error::InvalidArgument("pollux_write: stacks [L, B, S, K, H] and rows [B, T, K, H] do not fit");
   const int64_t B = stack[1], S = stack[2], T = rows[1], size = rows[2] * rows[3], layer = index.typed_data()[0];
   if (layer < 0 || layer >= stack[0]) return ffi::Error::InvalidArgument("pollux_write: there is no such layer");

@@ -52,8 +52,7 @@ inline float maximum(Vec v) {
   return x[0];
 }
 
-// Vectors of which kLanes are summed at once: lane j of the result is the sum of v[j].
-inline Vec sums_of(Vec* v) {
+#if defined(__clang__) || __GNUC__ >= 12
 #if defined(__AVX512F__)
 #define POLLUX_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define POLLUX_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
@@ -64,6 +63,8 @@ inline Vec sums_of(Vec* v) {
 #define POLLUX_EVEN 0, 2, 4, 6
 #define POLLUX_ODD 1, 3, 5, 7
 #endif
+// Lane j of the result is the sum of v[j], of kLanes vectors.
+inline Vec sums_of(Vec* v) {
 #pragma GCC unroll 4
   for (int count = kLanes; count > 1; count /= 2)
 #pragma GCC unroll 8
@@ -71,6 +72,13 @@ inline Vec sums_of(Vec* v) {
       v[i / 2] = __builtin_shufflevector(v[i], v[i + 1], POLLUX_EVEN) + __builtin_shufflevector(v[i], v[i + 1], POLLUX_ODD);
   return v[0];
 }
+#else
+inline Vec sums_of(Vec* v) {
+  Vec sums = {};
+  for (int j = 0; j < kLanes; j++) sums[j] = sum(v[j]);
+  return sums;
+}
+#endif
 
 // e^x for x <= 0 to 2 units in the last place, 0 below -87 (Cephes' expf).
 inline Vec exp_negative(Vec x) {
@@ -253,9 +261,9 @@ inline void forward(const Attention& a, int64_t b, int64_t head, int64_t block, 
   }
 }
 
-// A few queries of one kv-head, at most kFew of all its heads, as a step of generation has them, read the keys where they lie.
+// T x G <= kFew queries of one kv-head, as a step of generation has them, read the keys where they lie, four at a time.
 constexpr int64_t kFew = 8;
-inline int64_t direct_memory(const Attention& a) { return kFew * (padded(a.S) + 2 * padded(a.H)); }
+inline int64_t direct_memory(const Attention& a) { return 4 * (padded(a.S) + 2 * padded(a.H)); }
 
 // p[r][first..first + kLanes - 1] = q[r] . k[s], of which `count` keys exist.
 template <int R>
@@ -282,7 +290,7 @@ inline void scores_directly(const float* q, int64_t width, const float* k, int64
 template <int R>
 inline void weigh_directly(const float* p, int64_t p_stride, const float* v, int64_t stride, int64_t H, int64_t n, float* y, int64_t width) {
   int64_t h = 0;
-  for (; h + 4 * kLanes <= H && R <= 4; h += 4 * kLanes) tile<R, 4>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
+  for (; h + 4 * kLanes <= H; h += 4 * kLanes) tile<R, 4>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
   for (; h + kLanes <= H; h += kLanes) tile<R, 1>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
   for (; h < H; h++)
     for (int r = 0; r < R; r++) {
