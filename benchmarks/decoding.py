@@ -59,7 +59,7 @@ class Pollux:
         from pollux.model.decoder import hidden, logits
         from pollux.model.family import pattern
         from pollux.model.quantized import Quantized, packed_shape
-        from pollux.shrink.quantize import matrices
+        from pollux.model.rounding import matrices
         from pollux.tokens.sequence import Inputs
 
         keep_freed_memory()  # as the command line does

@@ -87,7 +87,7 @@ def main(folder: tyro.conf.Positional[Path], /, items: int = 0, documents: int =
     keep_freed_memory()
     use_compilation_cache()
     model = pollux.load(folder)
-    read, seen = batches(model, documents), list(calibration(model, None, 128))
+    read, seen = batches(model, documents), list(calibration(model, None, 512))
     models = {
         "as trained": model,
         "bfloat16": pollux.load(folder, dtype="bfloat16"),

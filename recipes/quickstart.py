@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pollux.data.mixture import DataConfig, SourceConfig
-from pollux.data.world import SceneConfig, World, WorldConfig, render, sample_scene, stream
+from pollux.data.world import World, WorldConfig, render, sample_scene, stream
 from pollux.model.family import tiny
 from pollux.recipes import trained_codec, trained_vocabulary
 from pollux.tokens.codec import CodecConfig, CodecTraining, Progress
@@ -28,13 +28,7 @@ TOKENS = TokensConfig(
     AudioTokens(mels=64, stack=8, max_tokens=128),
     VideoTokens(fps=2.0, max_frames=6, patch=20, stride=16, max_tokens=9, standardise=True),
 )
-WORLD = WorldConfig(
-    drawing=SceneConfig(max_objects=2, jitter=0.5, rotation=5.0, contrast=0.0, noise=0.0),
-    captions=1,
-    listings=1,
-    questions=4,
-    clip_questions=6,
-)
+WORLD = WorldConfig(captions=1, listings=1, questions=4, clip_questions=6)
 # Rows as long as the longest clip; with the longest conversation in mind, slots that are nearly all used.
 ROWS: dict[str, Any] = dict(rows=6, row_length=256, targets_per_row=144, soft_per_batch={"image": 90, "audio": 192, "video": 162})
 WEIGHTS = {  # of documents; a clip has twice the tokens of a picture, a spoken phrase half as many

@@ -10,7 +10,7 @@ import pytest
 
 from pollux.model import decoder, family, folder, native, params
 from pollux.model.quantized import Quantized, pack, products
-from pollux.shrink.quantize import encode, matrices, nearest
+from pollux.model.rounding import encode, matrices, nearest
 from pollux.tokens.sequence import Inputs
 
 INSTRUCTIONS = {"scalar": 0, "avx2": 1, "avx512": 2, "neon": 3}

@@ -12,7 +12,8 @@ from pollux.commands.quantize import calibration
 from pollux.generate.model import Model
 from pollux.model import family, params
 from pollux.model.quantized import Quantized
-from pollux.shrink.quantize import DAMPING, decode, encode, gptq, matrices, nearest, observe, quantize
+from pollux.model.rounding import decode, encode, matrices, nearest
+from pollux.shrink.quantize import DAMPING, gptq, inverse_factor, observe, quantize
 from pollux.tokens.sequence import Modality, Sequence
 from pollux.tokens.text import train_bpe
 from pollux.tokens.vocabulary import Vocabulary
@@ -40,7 +41,7 @@ def correlated():
 
 def test_gptq_follows_the_paper(correlated):
     x, weight = correlated
-    codes, scales = gptq(weight, x.T @ x, 4)
+    codes, scales = gptq(weight, inverse_factor(x.T @ x), 4)
     expected = optimal_brain_quantiser(weight, x.T @ x, scales, 4)
     same = np.isclose(decode(codes, np.repeat(scales, 32, 0)[:80], 4), expected, atol=1e-5)
     assert same.mean() > 0.999  # a tie may round either way
@@ -52,12 +53,12 @@ def test_gptq_keeps_outputs_better_than_the_nearest_codes(correlated):
     def error(codes, scales):
         return np.sum((x @ (decode(codes, np.repeat(scales, 32, 0)[:80], 4) - weight)) ** 2)
 
-    assert error(*gptq(weight, x.T @ x, 4)) < 0.5 * error(*nearest(weight, 4))
+    assert error(*gptq(weight, inverse_factor(x.T @ x), 4)) < 0.5 * error(*nearest(weight, 4))
 
 
 def test_gptq_of_uncorrelated_inputs_is_the_nearest(correlated):
     weight = correlated[1]
-    for ours, theirs in zip(gptq(weight, np.eye(80), 4), nearest(weight, 4), strict=True):
+    for ours, theirs in zip(gptq(weight, inverse_factor(np.eye(80)), 4), nearest(weight, 4), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -103,6 +104,26 @@ def test_what_a_matrix_reads_is_observed_layer_by_layer():
     assert not np.allclose(moments["groups.0.attention.q"].sums[0], moments["groups.0.attention.q"].sums[1])
 
 
+def test_an_unembedding_reads_the_hidden_states_that_predict():
+    config = dataclasses.replace(family.tiny(256), soft_inputs=())
+    model = Model(params.init(config, jax.random.key(1)), config)
+    ids = list(range(1, 9))
+    predicting = dataclasses.replace(text(ids), target=np.float32([0, 0, 0, 1, 1, 0, 0, 1]))  # of the fourth, fifth and last token
+    moments = observe(model.params, model, ["embed"], [predicting])["embed"].sums[-1]
+    table = np.asarray(model.params["embed"], np.float64)
+    read = np.linalg.lstsq(table, np.asarray(model.logits(ids), np.float64)[[2, 3, 6]].T, rcond=None)[0].T
+    np.testing.assert_allclose(moments, read.T @ read, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_never_read_is_of_no_account():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.standard_normal((200, 60)), np.zeros((200, 4))], 1)
+    weight = rng.standard_normal((64, 8)).astype(np.float32)
+    loud = weight + 1000 * (np.arange(64) >= 60)[:, None].astype(np.float32)
+    for ours, theirs in zip(gptq(loud, inverse_factor(x.T @ x), 4), gptq(weight, inverse_factor(x.T @ x), 4), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_routers_tables_and_norms_are_left_alone():
     names = set(matrices(family.model("pro", 1024)))
     assert "groups.0.experts.down" in names and "embed" in names
@@ -116,11 +137,12 @@ def source(tmp_path_factory):
     return path
 
 
-def test_a_large_matrix_is_rounded_part_by_part(source, monkeypatch):
-    model = pollux.load(source)
-    whole = quantize(model, 4, "nearest").params["embed"].packed
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+def test_a_large_matrix_is_rounded_part_by_part(source, monkeypatch, method):
+    model, seen = pollux.load(source), [dataclasses.replace(text(range(3, 40)), target=np.float32([0] + [1] * 36))]
+    whole = quantize(model, 4, method, seen, print).params["embed"].packed
     monkeypatch.setattr("pollux.shrink.quantize.PART", 128 * 48)
-    np.testing.assert_array_equal(quantize(model, 4, "nearest").params["embed"].packed, whole)
+    np.testing.assert_array_equal(quantize(model, 4, method, seen, print).params["embed"].packed, whole)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -28,7 +28,7 @@ def quantize(
     bits: int = 4,
     method: Method = "gptq",
     data: Path | None = None,
-    documents: int = 128,
+    documents: int = 512,
 ) -> None:
     """Write a model folder whose matrices have 4 or 8 bits a weight and a scale for every 32 of them.
 

@@ -25,34 +25,18 @@ from pollux.generate.model import Model
 from pollux.model import decoder
 from pollux.model.config import ModelConfig
 from pollux.model.folder import tensor_name
-from pollux.model.params import Params, Spec, declare, is_spec, matrix
+from pollux.model.params import Params, Spec, matrix
 from pollux.model.quantized import INPUTS, OUTPUTS, Quantized, pack
+from pollux.model.rounding import best_scales, decode, encode, matrices, nearest
 from pollux.model.weight import Stacked
 from pollux.tokens.pack import Packer, sizes
-from pollux.tokens.sequence import Inputs, Sequence
+from pollux.tokens.sequence import Batch, Sequence
 
 Method = Literal["gptq", "nearest"]
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "embed", "unembed", "project", "hidden", "out", "colours")
-SHRINKS = np.linspace(0.7, 1.1, 17)  # candidates for a scale, relative to the one that just reaches the largest weight
 DAMPING = 0.01  # of the mean second moment
 ROWS = 4  # of a batch of calibration documents, each as long as the longest of them
 PART = 2**24  # weights that are rounded to the nearest at a time
 MOMENT_BYTES = 2**31  # of second moments that are gathered in one pass over the calibration documents
-
-
-def matrices(config: ModelConfig) -> dict[str, Spec]:
-    """The matrices that are quantised, by name: projections, feed-forward, experts, embeddings and the embedders of media.
-
-    Routers, tables of places and the towers of other families keep their dtype.
-    """
-    specs = {tensor_name(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(declare(config), is_leaf=is_spec)}
-
-    def is_matrix(name: str, spec: Spec) -> bool:
-        *folders, last = name.split(".")
-        wanted = last in MATRICES or last.startswith("stem_")
-        return wanted and spec.init == "normal" and len(spec.shape) >= 2 and "tower" not in folders
-
-    return {name: spec for name, spec in specs.items() if is_matrix(name, spec)}
 
 
 def quantize(
@@ -74,7 +58,7 @@ def quantize(
         raise ValueError("gptq needs calibration documents; without them use the method nearest")
     done: dict[str, Quantized] = {}
     params = model.params
-    for names in _passes({name: spec for name, spec in chosen.items() if method == "gptq" and _is_observed(name, spec)}):
+    for names in _passes({name: spec for name, spec in chosen.items() if method == "gptq" and _is_observed(model.config, name, spec)}):
         moments = observe(params, model, names, sequences)
         for name in names:
             done[name] = _quantize(_leaf(model.params, name), chosen[name], bits, moments[name])
@@ -91,9 +75,13 @@ def _is_leaf(leaf) -> bool:
     return isinstance(leaf, Stacked)
 
 
-def _is_observed(name: str, spec: Spec) -> bool:
-    """Experts read ragged rows and an embedding table is read by rows; they and the unembedding are rounded to the nearest."""
-    return "experts" not in spec.axes and "vocab" not in spec.axes
+def _unembedding(config: ModelConfig) -> str:
+    return "embed" if config.tied else "unembed"
+
+
+def _is_observed(config: ModelConfig, name: str, spec: Spec) -> bool:
+    """Experts read ragged rows, and an embedding table that is not the unembedding too is read by rows: they are rounded to the nearest."""
+    return "experts" not in spec.axes and ("vocab" not in spec.axes or name == _unembedding(config))
 
 
 def _passes(specs: dict[str, Spec]) -> Iterator[list[str]]:
@@ -154,7 +142,7 @@ class Observed(Stacked):
         return (self.weight if self.index < 0 else self.weight[self.index]).astype(dtype)
 
     def rows(self, ids: jax.Array, dtype) -> jax.Array:
-        raise AssertionError("an embedding table is not observed")
+        raise AssertionError("what an unembedding reads is taken from the last hidden states")
 
     def product(self, x: jax.Array) -> jax.Array:
         self.moments.add(self.index, np.asarray(x))
@@ -164,23 +152,28 @@ class Observed(Stacked):
 def observe(params: Params, model: Model, names: list[str], sequences: list[Sequence]) -> dict[str, Moments]:
     """What the named matrices read in the sequences, member by member of each stack (-1: not a stack)."""
     moments = {name: Moments() for name in names}
+    unembedding = moments.get(_unembedding(model.config))
 
     def watched(path, leaf):
-        name = tensor_name(path)
-        return Observed(leaf, moments[name]) if name in moments else leaf
+        own = moments.get(tensor_name(path))
+        return leaf if own is None or own is unembedding else Observed(leaf, own)
 
     observing = jax.tree_util.tree_map_with_path(watched, params, is_leaf=_is_leaf)
-    for inputs in _batches(model, sequences):
+    for batch in _batches(model, sequences):
+        inputs, targets = batch.inputs, batch.targets
         tokens = {inputs.ids.shape: inputs.segment > 0}
         media = {soft.index.shape: soft.index < inputs.ids.size for soft in inputs.soft.values()}
         for name in names:
             moments[name].read = media if name.startswith("soft.") else tokens
         with jax.disable_jit():
-            decoder.hidden(observing, model.config, inputs, dtype=cache_dtype(params))
+            hidden = decoder.hidden(observing, model.config, inputs, dtype=cache_dtype(params)).hidden
+        if unembedding is not None:
+            rows, slots = np.nonzero(targets.weight)
+            unembedding.add(-1, np.asarray(hidden)[rows, targets.index[rows, slots]])
     return moments
 
 
-def _batches(model: Model, sequences: list[Sequence]) -> Iterator[Inputs]:
+def _batches(model: Model, sequences: list[Sequence]) -> Iterator[Batch]:
     """The sequences, packed; all batches have one shape, for outside jit every operation is compiled for every shape."""
     most: Counter[str] = Counter()
     for sequence in sequences:
@@ -189,9 +182,9 @@ def _batches(model: Model, sequences: list[Sequence]) -> Iterator[Inputs]:
     packer = Packer(ROWS, max(2, most["tokens"]), max(1, most["targets"]), room, model.tokens_config)
     for sequence in sequences:
         if not packer.add(sequence):
-            yield packer.take().inputs
+            yield packer.take()
             packer.add(sequence)
-    yield packer.take().inputs
+    yield packer.take()
 
 
 def _quantize(leaf: jax.Array, spec: Spec, bits: int, moments: Moments | None = None) -> Quantized:
@@ -200,78 +193,50 @@ def _quantize(leaf: jax.Array, spec: Spec, bits: int, moments: Moments | None = 
     stored = np.asarray(leaf)
     if spec.axes[-2] == "vocab":
         stored = np.swapaxes(stored, -1, -2)
+    step = max(OUTPUTS, PART // inputs // OUTPUTS * OUTPUTS)
     packed = []
     for i, member in enumerate(stored.reshape(-1, inputs, outputs)):
         seen = None if moments is None else moments.sums.get(i if stored.ndim > 2 else -1)
-        if seen is None:
-            step = max(OUTPUTS, PART // inputs // OUTPUTS * OUTPUTS)
-            parts = (member[:, start : start + step].astype(np.float32) for start in range(0, outputs, step))
-            packed.append(np.concatenate([pack(*nearest(part, bits), bits) for part in parts]))
-        else:
-            packed.append(pack(*gptq(member.astype(np.float32), seen, bits), bits))
+        factor = None if seen is None else inverse_factor(seen)
+        parts = (member[:, start : start + step].astype(np.float32) for start in range(0, outputs, step))
+        chosen = (nearest(part, bits) if factor is None else gptq(part, factor, bits) for part in parts)
+        packed.append(np.concatenate([pack(*one, bits) for one in chosen]))
     whole = np.stack(packed).reshape(*stored.shape[:-2], *packed[0].shape)
     return Quantized(jnp.asarray(whole), inputs, outputs)
 
 
-def nearest(weight_KN: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes uint8 [K, N] and scales float16 [G, N] with the least squared error of each group."""
-    K, N = weight_KN.shape
-    groups = np.pad(weight_KN, ((0, -K % INPUTS), (0, 0))).reshape(-1, INPUTS, N)
-    scales = best_scales(groups, np.ones((len(groups), INPUTS, 1), np.float32), bits)
-    codes = encode(groups, scales[:, None], bits)
-    return codes.reshape(-1, N)[:K], scales
+def inverse_factor(moments_KK: np.ndarray) -> np.ndarray:
+    """Upper triangular U float64 [K, K] with U^T U the inverse of the damped second moments; its row i, divided by U_ii, is what rounding
+    input i does to those after it. Inputs that were never read have an infinite U_ii: what they hold does not matter."""
+    moments = moments_KK.astype(np.float64)
+    unread = np.diag(moments) == 0
+    moments[unread, unread] = 1
+    moments[np.diag_indices(len(moments))] += DAMPING * np.mean(np.diag(moments))
+    lower = cholesky(moments, lower=True)
+    inverse = solve_triangular(lower, np.eye(len(moments)), lower=True)
+    upper = cholesky(inverse.T @ inverse)
+    upper[unread, unread] = np.inf
+    return upper
 
 
-def best_scales(groups_GIN: np.ndarray, weight_GI1: np.ndarray, bits: int) -> np.ndarray:
-    """Scales float16 [G, N] that minimise the weighted squared error of rounding; the largest weight of a group takes the most negative
-    code or comes near to it, so that a scale may be negative."""
-    most = np.take_along_axis(groups_GIN, np.abs(groups_GIN).argmax(1)[:, None], 1)[:, 0]
-    best, least = np.zeros(most.shape, np.float16), np.full(most.shape, np.inf, np.float32)
-    for shrink in SHRINKS:
-        scales = (-most * shrink / (1 << (bits - 1))).astype(np.float16)
-        error = groups_GIN - decode(encode(groups_GIN, scales[:, None], bits), scales[:, None], bits)
-        error = (weight_GI1 * error * error).sum(1)
-        best, least = np.where(error < least, scales, best), np.minimum(error, least)
-    return best
-
-
-def encode(weight: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
-    """The nearest codes, uint8. 8 bits leave -128 out, which the kernels cannot have."""
-    zero = 1 << (bits - 1)
-    scale = scale.astype(np.float32)
-    codes = np.rint(np.divide(weight, scale, out=np.zeros_like(weight), where=scale != 0))
-    return (np.clip(codes, 1 - zero if bits == 8 else -zero, zero - 1) + zero).astype(np.uint8)
-
-
-def decode(codes: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
-    return (codes.astype(np.float32) - (1 << (bits - 1))) * scale.astype(np.float32)
-
-
-def gptq(weight_KN: np.ndarray, moments_KK: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes uint8 [K, N] and scales float16 [G, N] that keep x W for x of these second moments (Frantar et al. 2022, algorithm 1).
+def gptq(weight_KN: np.ndarray, factor_KK: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint8 [K, N] and scales float16 [G, N] that keep x W for x of the second moments behind `inverse_factor` (Frantar et al. 2022,
+    algorithm 1).
 
     Groups take their scales when their turn comes, for the weights as the groups before have moved them.
     """
     K, N = weight_KN.shape
-    moments = moments_KK.astype(np.float64)
-    unread = np.diag(moments) == 0
-    moments[unread, unread] = 1
-    moments[np.diag_indices(K)] += DAMPING * np.mean(np.diag(moments))
-    lower = cholesky(moments, lower=True)
-    inverse = solve_triangular(lower, np.eye(K), lower=True)
-    upper = cholesky(inverse.T @ inverse)  # U with H^-1 = U^T U, whose rows are what rounding one input does to those after it
-    left = weight_KN.astype(np.float64)
-    left[unread] = 0
+    left = np.where(np.isinf(np.diag(factor_KK))[:, None], 0, weight_KN.astype(np.float64))
     codes, scales = np.zeros((K, N), np.uint8), np.zeros((-(-K // INPUTS), N), np.float16)
-    importance = (1 / np.diag(upper) ** 2).astype(np.float32)
+    importance = (1 / np.diag(factor_KK) ** 2).astype(np.float32)
     for g, start in enumerate(range(0, K, INPUTS)):
         stop = min(start + INPUTS, K)
         group = left[start:stop].astype(np.float32)
-        scales[g] = best_scales(group[None], importance[None, start:stop, None], bits)[0]
+        scales[g] = best_scales(group, importance[start:stop, None], bits)
         errors = np.zeros((stop - start, N))
         for i in range(start, stop):
             codes[i] = encode(left[i].astype(np.float32), scales[g], bits)
-            errors[i - start] = (left[i] - decode(codes[i], scales[g], bits)) / upper[i, i]
-            left[i + 1 : stop] -= upper[i, i + 1 : stop, None] * errors[i - start]
-        left[stop:] -= upper[start:stop, stop:].T @ errors
+            errors[i - start] = (left[i] - decode(codes[i], scales[g], bits)) / factor_KK[i, i]
+            left[i + 1 : stop] -= factor_KK[i, i + 1 : stop, None] * errors[i - start]
+        left[stop:] -= factor_KK[start:stop, stop:].T @ errors
     return codes, scales

@@ -151,6 +151,7 @@ class TrainConfig:
     steps: int = 0  # optimiser steps of the run; 0 = `minutes` decide
     minutes: float = 0.0  # time of the run from its first batch on, compilation included; 0 = `steps` decide
     lora: LoraConfig = field(default_factory=LoraConfig)
+    weight_bits: int = 0  # 4 or 8: every step reads its matrices rounded as `pollux quantize --method nearest` does; 0 = as they are
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -184,6 +185,10 @@ class TrainConfig:
         _require(0 <= self.ema < 1, f"ema {self.ema} must be in [0, 1)")
         _require(self.clip >= 0, f"clip {self.clip} must be 0 (off) or positive")
         _require(self.divergence > 0, f"divergence {self.divergence} must be positive")
+        _require(self.weight_bits in (0, 4, 8), f"weight_bits {self.weight_bits} must be 0 (off), 4 or 8")
+        _require(
+            not (self.weight_bits and self.lora.rank), "weight_bits rounds weights that are trained: train adapters (lora.rank) beside a quantised folder"
+        )
         _require(bool(self.start) or not self.lora.rank, "lora.rank needs a model to adapt: start must name its folder")
         if self.schedule.kind in ABSOLUTE:
             for name in ("learning_rate", *(("matrix_learning_rate",) if self.optimizer.kind == "muon" else ())):

@@ -206,7 +206,7 @@ class _Trainer:
     def export(self) -> Path:
         """Write OUT/model with vocabulary and codec, adapters merged and also in a file of their own."""
         model = self.out / "model"
-        params = low_rank.merge(lora.whole(self.config, self.exported, self.base))
+        params = self.exported if self.base is None else low_rank.merge(lora.whole(self.config, self.exported, self.base))
         folder.save(model, params, self.config.model, self.config.tokens)
         if self.base is not None:
             low_rank.save_adapters(self.out / "adapter.safetensors", self.exported, self.config.lora.scale)
@@ -241,7 +241,7 @@ def _starting_weights(config: TrainConfig) -> Params | None:
     return params
 
 
-_FIXED = "vocabulary codec start model tokens data lora seed rows row_length targets_per_row soft_per_batch accumulation".split()
+_FIXED = "vocabulary codec start model tokens data lora weight_bits seed rows row_length targets_per_row soft_per_batch accumulation".split()
 _FREE = ("data.folder.bad_files", "data.world.cache", "data.world.speech_workers")  # of the data: without a say in what is read
 
 

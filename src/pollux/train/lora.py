@@ -11,6 +11,7 @@ from pollux.model import params as model_params
 from pollux.model.config import ModelConfig
 from pollux.model.folder import tensor_name
 from pollux.model.params import Params, Spec, is_spec
+from pollux.model.rounding import rounded
 from pollux.train.config import LoraConfig, TrainConfig
 from pollux.train.optimizer import is_matrix
 
@@ -23,8 +24,10 @@ def trained(config: TrainConfig) -> Params:
 
 
 def whole(config: TrainConfig, params: Params, base: Params | None) -> Params:
-    """All parameters of the model: what is trained, attached to the frozen ones if there are such."""
-    return params if base is None else low_rank.attach(base, params, config.lora.scale)
+    """All parameters of the model, as a step reads them: what is trained, rounded if the run says so or attached to the frozen ones."""
+    if base is not None:
+        return low_rank.attach(base, params, config.lora.scale)
+    return rounded(params, config.model, config.weight_bits) if config.weight_bits else params
 
 
 def adapters(model: ModelConfig, config: LoraConfig) -> dict[str, dict[str, Spec]]:

@@ -41,7 +41,7 @@ class WorldConfig:
 
     seed: int = 0
     picture: SceneConfig = field(default_factory=SceneConfig)
-    drawing: SceneConfig = field(default_factory=lambda: SceneConfig(max_objects=2, jitter=1.0, rotation=10.0, contrast=0.25, noise=2.0))
+    drawing: SceneConfig = field(default_factory=lambda: SceneConfig(max_objects=2, jitter=0.5, rotation=5.0, contrast=0.0, noise=0.0))
     captions: int = 2  # a picture, at most len(grammar.STYLES)
     listings: int = 0  # a picture: captions in any order of the objects, at most len(grammar.STYLES)
     questions: int = 6  # a picture
