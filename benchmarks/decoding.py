@@ -60,6 +60,7 @@ class Pollux:
         from pollux.model.family import pattern
         from pollux.model.quantized import Quantized, packed_shape
         from pollux.model.rounding import matrices
+        from pollux.model.tensors import aligned
         from pollux.tokens.sequence import Inputs
 
         keep_freed_memory()  # as the command line does
@@ -73,9 +74,10 @@ class Pollux:
             if name not in chosen:
                 return jnp.full(spec.shape, spec.init, jnp.float32)
             inputs, outputs = params.matrix(spec)
-            packed = random.integers(0, 256, (*spec.shape[:-2], *packed_shape(inputs, outputs, 4)), np.uint8)
+            packed = aligned((*spec.shape[:-2], *packed_shape(inputs, outputs, 4)), np.uint8)  # as the weights of a folder
+            packed[...] = random.integers(0, 256, packed.shape, np.uint8)
             packed[..., -32:] = np.full(16, 0.2 * inputs**-0.5, np.float16).view(np.uint8)
-            return Quantized(jnp.asarray(packed), inputs, outputs)
+            return Quantized(jax.device_put(packed), inputs, outputs)
 
         self.params = jax.tree_util.tree_map_with_path(make, params.declare(config), is_leaf=params.is_spec)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))

@@ -73,7 +73,8 @@ def test_a_run_in_few_bits_reports_the_loss_of_the_quantised_model(home, tmp_pat
         loop.run(plain, tmp_path / f"of {len(list(tmp_path.iterdir()))}")
         return metrics.read(sorted(tmp_path.glob("of *"))[-1])[-1]["held_out_text"]
 
-    frozen = dataclasses.replace(config.optimizer, frozen=tuple(name for name, part in model.params.items() if jax.tree.leaves(part) and name != "log_temperature"))
+    kept = tuple(name for name, part in model.params.items() if jax.tree.leaves(part) and name != "log_temperature")
+    frozen = dataclasses.replace(config.optimizer, frozen=kept)
     values = dense(quantize(model, 4, "nearest"))
     quantised = jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(values[folder.tensor_name(path)]), model.params)
     assert reported == pytest.approx(loss(quantised), abs=5e-4)

@@ -50,8 +50,9 @@ def nearest(weight: Array, bits: int) -> tuple[Array, Array]:
 
 
 def best_scales(groups: Array, importance: Array | float, bits: int) -> Array:
-    """Scales float16 [..., N] that minimise the squared error of rounding, times the importance, over the inputs [..., I, N] of a group; the
-    largest weight takes the most negative code or comes near to it, so that a scale may be negative."""
+    """Scales float16 [..., N] that minimise the squared error of rounding groups [..., I, N], times the importance of each input.
+
+    The largest weight takes the most negative code or comes near to it, so that a scale may be negative."""
     xp = groups.__array_namespace__()
     most = xp.take_along_axis(groups, xp.argmax(xp.abs(groups), axis=-2)[..., None, :], axis=-2)[..., 0, :]
     best, least = xp.zeros(most.shape, "float16"), xp.full(most.shape, np.inf, dtype="float32")

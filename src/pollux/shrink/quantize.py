@@ -200,7 +200,7 @@ def _quantize(leaf: jax.Array, spec: Spec, bits: int, moments: Moments | None = 
         factor = None if seen is None else inverse_factor(seen)
         parts = (member[:, start : start + step].astype(np.float32) for start in range(0, outputs, step))
         chosen = (nearest(part, bits) if factor is None else gptq(part, factor, bits) for part in parts)
-        packed.append(np.concatenate([pack(*one, bits) for one in chosen]))
+        packed.append(np.concatenate([pack(codes, scales, bits) for codes, scales in chosen]))
     whole = np.stack(packed).reshape(*stored.shape[:-2], *packed[0].shape)
     return Quantized(jnp.asarray(whole), inputs, outputs)
 

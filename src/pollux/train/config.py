@@ -187,7 +187,8 @@ class TrainConfig:
         _require(self.divergence > 0, f"divergence {self.divergence} must be positive")
         _require(self.weight_bits in (0, 4, 8), f"weight_bits {self.weight_bits} must be 0 (off), 4 or 8")
         _require(
-            not (self.weight_bits and self.lora.rank), "weight_bits rounds weights that are trained: train adapters (lora.rank) beside a quantised folder"
+            not (self.weight_bits and self.lora.rank),
+            "weight_bits rounds weights that are trained: train adapters (lora.rank) beside a quantised folder",
         )
         _require(bool(self.start) or not self.lora.rank, "lora.rank needs a model to adapt: start must name its folder")
         if self.schedule.kind in ABSOLUTE:

@@ -241,7 +241,8 @@ def _starting_weights(config: TrainConfig) -> Params | None:
     return params
 
 
-_FIXED = "vocabulary codec start model tokens data lora weight_bits seed rows row_length targets_per_row soft_per_batch accumulation".split()
+_FIXED = ["vocabulary", "codec", "start", "model", "tokens", "data", "lora", "weight_bits", "seed", "accumulation"]
+_FIXED += ["rows", "row_length", "targets_per_row", "soft_per_batch"]
 _FREE = ("data.folder.bad_files", "data.world.cache", "data.world.speech_workers")  # of the data: without a say in what is read
 
 
