@@ -53,6 +53,7 @@ class Pollux:
 
         from pollux.commands.memory import keep_freed_memory
         from pollux.generate.decode import prefill
+        from pollux.generate.sampler import most_probable
         from pollux.model import folder, params
         from pollux.model.cache import empty
         from pollux.model.config import ModelConfig
@@ -91,7 +92,7 @@ class Pollux:
             def step(_, carry):
                 cache, token, position = carry
                 out = hidden(params, config, inputs(token[:, None], position[:, None]), cache)
-                return out.cache, jnp.argmax(logits(params, config, out.hidden[:, 0]), -1).astype(jnp.int32), position + 1
+                return out.cache, most_probable(logits(params, config, out.hidden[:, 0])), position + 1
 
             return jax.lax.fori_loop(0, 16, step, (cache, token, position))
 

@@ -1,12 +1,13 @@
 """Every filter and penalty against a float64 numpy formula and Hugging Face's processors; draws against known distributions."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 from scipy.stats import chisquare
 
-from pollux.generate.sampler import Sampling, _kept, advance, sample, sampler_state
+from pollux.generate.sampler import Sampling, _kept, advance, most_probable, sample, sampler_state
 
 VOCABULARY = 23
 draw = jax.jit(sample)
@@ -171,3 +172,10 @@ def test_tokens_that_are_not_counted_are_not_penalized():
 def test_a_wrong_setting_is_named(name, value):
     with pytest.raises(ValueError, match=name):
         Sampling(**{name: value})
+
+
+def test_the_most_probable_id_is_the_first_of_the_largest():
+    scores = np.random.default_rng(0).integers(0, 40, (50, 300)).astype(np.float32)  # with ties
+    scores[7] = -np.inf
+    np.testing.assert_array_equal(most_probable(jnp.asarray(scores)), scores.argmax(-1))
+    assert most_probable(jnp.full((2, 5), jnp.nan)).tolist() == [4, 4]  # an id that exists

@@ -109,17 +109,25 @@ def sample(logits: Array, state: SamplerState) -> tuple[Array, Array]:
     Returns ids int32 [B] and float32 [B], their log-probability under the logits as given (before penalties and temperature).
     """
     scores = _penalize(logits, state) if state.penalized else logits
-    ids = jnp.argmax(scores, axis=-1)
+    ids = most_probable(scores)
     if state.random:
         noise = jax.vmap(_gumbel, in_axes=(0, 0, None))(state.seed, state.drawn, logits.shape[-1])
-        ids = jnp.where(state.temperature[:, 0] > 0, jnp.argmax(_scaled(scores, state) + noise, axis=-1), ids)
-    return ids.astype(jnp.int32), logprobs_of(logits, ids)
+        ids = jnp.where(state.temperature[:, 0] > 0, most_probable(_scaled(scores, state) + noise), ids)
+    return ids, logprobs_of(logits, ids)
+
+
+def most_probable(scores: Array) -> Array:
+    """The first id int32 [...] of the largest of scores [..., V]: two plain reductions, which XLA's CPU backend does eight times as fast as
+    an argmax. Without a largest, because of a NaN, it is the last id."""
+    ids = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    found = jnp.where(scores == jnp.max(scores, -1, keepdims=True), ids, len(ids) - 1)
+    return jnp.min(found, -1)
 
 
 def probabilities(logits: Array, state: SamplerState) -> Array:
     """float32 [B, V], with which probability `sample` draws each token from float32 logits [B, V]."""
     scores = _penalize(logits, state) if state.penalized else logits
-    best = jnp.arange(scores.shape[-1]) == jnp.argmax(scores, axis=-1)[:, None]
+    best = jnp.arange(scores.shape[-1]) == most_probable(scores)[:, None]
     return jnp.where(state.temperature > 0, jax.nn.softmax(_scaled(scores, state)), best)
 
 
