@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "attention.h"
+#include "few_queries.h"
 
 using namespace pollux;
 using Floats = std::vector<float>;
@@ -44,6 +44,38 @@ void expect(const char* what, const Attention& a, double got, double wanted, dou
   std::exit(1);
 }
 
+// The same attention to codes of 8 bits.
+void check_codes(const Attention& a, const Floats& q, const Floats& mask) {
+  const int64_t vectors = a.B * a.S * a.K;
+  std::vector<int8_t> codes[2];
+  Floats scales[2], values[2], none(q.size()), wanted(q.size()), out(q.size(), NAN), log_sum(a.B * a.N * a.T);
+  for (int i = 0; i < 2; i++) {
+    scales[i] = random(vectors);
+    for (int64_t j = 0; j < vectors * a.H; j++) {
+      codes[i].push_back(static_cast<int8_t>(std::rand() % 255 - 127));
+      values[i].push_back(codes[i][j] * (scales[i][j / a.H] /= j % a.H ? 1.0f : 127.0f));
+    }
+  }
+  const Keys<int8_t> in{codes[0].data(), codes[1].data(), scales[0].data(), scales[1].data()};
+  formula(a, q, values[0], values[1], mask, none, &wanted);
+  for (int64_t i = 0; i < a.B * a.K; i++) {
+    const int64_t head = i % a.K, first = i / a.K * a.S * a.K;
+    Floats k_t(a.H * a.padded_keys()), plain(k_t), v(a.padded_keys() * a.padded_head()), w(v);
+    transpose_head(in.k + first * a.H, in.k_scale + first, a, head, k_t.data());
+    transpose_head(values[0].data() + first * a.H, nullptr, a, head, plain.data());
+    copy_head(in.v + first * a.H, in.v_scale + first, a, head, v.data());
+    copy_head(values[1].data() + first * a.H, nullptr, a, head, w.data());
+    for (size_t j = 0; j < k_t.size(); j++) expect("a key of codes", a, k_t[j], plain[j], 1e-6);
+    for (size_t j = 0; j < v.size(); j++) expect("a value of codes", a, v[j], w[j], 1e-6);
+  }
+  if (a.T * a.G() > kFew) return;
+  for (int64_t i = 0; i < a.B * a.K; i++) {
+    Floats memory(direct_memory(a));
+    forward_directly(a, in, i / a.K, i % a.K, memory.data(), out.data(), log_sum.data());
+  }
+  for (size_t i = 0; i < out.size(); i++) expect("an output of codes", a, out[i], wanted[i], 1e-5);
+}
+
 void check(int64_t B, int64_t T, int64_t S, int64_t N, int64_t K, int64_t H) {
   Floats q = random(B * T * N * H), k = random(B * S * K * H), v = random(B * S * K * H), mask(B * T * S), d_out = random(B * T * N * H);
   for (int64_t i = 0; i < B * T * S; i++) mask[i] = i % S > i / S % T + S - T ? kMasked : 0.0f;
@@ -54,8 +86,8 @@ void check(int64_t B, int64_t T, int64_t S, int64_t N, int64_t K, int64_t H) {
   for (int64_t b = 0; b < B; b++)
     for (int64_t n = 0; n < N; n++) {
       Floats k_t(H * a.padded_keys()), values(a.padded_keys() * a.padded_head());
-      transpose_head(a.k + b * S * K * H, a, n / a.G(), k_t.data());
-      copy_head(a.v + b * S * K * H, a, n / a.G(), values.data());
+      transpose_head(a.k + b * S * K * H, nullptr, a, n / a.G(), k_t.data());
+      copy_head(a.v + b * S * K * H, nullptr, a, n / a.G(), values.data());
       for (int64_t block = 0; block < a.query_blocks(); block++) {
         Floats memory(forward_memory(a));
         const uint8_t* visible = &seen[(b * a.query_blocks() + block) * a.key_blocks()];
@@ -68,10 +100,11 @@ void check(int64_t B, int64_t T, int64_t S, int64_t N, int64_t K, int64_t H) {
     std::fill(out.begin(), out.end(), NAN);
     for (int64_t i = 0; i < B * K; i++) {
       Floats memory(direct_memory(a));
-      forward_directly(a, i / K, i % K, memory.data(), out.data(), log_sum.data());
+      forward_directly(a, Keys<float>{a.k, a.v}, i / K, i % K, memory.data(), out.data(), log_sum.data());
     }
     for (size_t i = 0; i < out.size(); i++) expect("an output of few", a, out[i], wanted[i], 1e-5);
   }
+  check_codes(a, q, mask);
   for (int64_t b = 0; b < B; b++)
     for (int64_t n = 0; n < K; n++) {
       Floats memory(backward_memory(a));

@@ -12,6 +12,7 @@ from pollux.data.world import World
 from pollux.evaluate import page
 from pollux.evaluate.world import ITEMS, TASKS
 from pollux.evaluate.world import evaluate as evaluate_world
+from pollux.model.cache import Bits8
 
 
 def evaluate(
@@ -20,6 +21,7 @@ def evaluate(
     tasks: tuple[str, ...] = TASKS,
     items: int = ITEMS,
     guidance: float = 1.0,
+    kv_cache: Bits8 | None = None,
     out: Path | None = None,
 ) -> None:
     """Score a model on pictures, voices, clips and drawing requests of the world that training never shows.
@@ -31,10 +33,12 @@ def evaluate(
         tasks: Any of caption, vqa, speech, spoken_question, clip, clip_caption, draw, few_shot, arithmetic, story and conversation.
         items: Items of each task.
         guidance: Strength of classifier-free guidance in drawings; 1 is none.
+        kv_cache: Keep keys and values in 8 bits each, int8 or float8.
         out: Folder for report.json and report.html; FOLDER/evaluation if not given.
     """
     use_compilation_cache()
-    evaluation = evaluate_world(pollux.load(folder), World(), tasks, items, guidance, lambda line: print(line, flush=True))
+    model = pollux.load(folder, kv_cache=kv_cache)
+    evaluation = evaluate_world(model, World(), tasks, items, guidance, lambda line: print(line, flush=True))
     out = out or folder / "evaluation"
     page.write(out, evaluation.report, evaluation.bars, evaluation.examples)
     print(out / "report.html")

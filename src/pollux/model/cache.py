@@ -10,13 +10,17 @@ Shapes: B rows, T new tokens, S slots, K kv-heads, H head size, C slots for soft
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from pollux.model.attention import Positions
 from pollux.model.config import LayerConfig, ModelConfig
-from pollux.model.dot_attention import has_kernels
+from pollux.model.dot_attention import Rounded, has_kernels
+
+Bits8 = Literal["int8", "float8"]
+DTYPES: dict[Bits8, Any] = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}
 
 
 def _keys_at(index_BS: jax.Array, valid_BS: jax.Array, group_BS: jax.Array | None = None) -> Positions:
@@ -29,8 +33,8 @@ def _keys_at(index_BS: jax.Array, valid_BS: jax.Array, group_BS: jax.Array | Non
 class LayerCache:
     """K and V of one layer [B, S, K, H], or of a stack of layers on a leading axis."""
 
-    k: jax.Array
-    v: jax.Array
+    k: jax.Array | Rounded
+    v: jax.Array | Rounded
     window: int = field(default=0, metadata={"static": True})  # 0 = global
     spare: int = field(default=0, metadata={"static": True})  # slots of a ring beyond its window
     index: jax.Array | None = None  # int32 scalar: which layer of the stack `extend` is about
@@ -60,20 +64,28 @@ class LayerCache:
         `new.segment` is 1 for real tokens and 0 for padding, which may only follow them; `new.index` is the position in the document.
         """
         _, _, slot = self._slots(new)
-        k, v = (x.astype(self.k.dtype) for x in (k_BTKH, v_BTKH))
-        rows = jnp.arange(len(k))[:, None]
-        layer = () if self.index is None else (self.index,)
-        if self.index is not None and self.k.dtype == jnp.float32 and has_kernels():
-            shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (self.k, self.v)]
-            write = jax.ffi.ffi_call("pollux_write", shapes, input_output_aliases={0: 0, 1: 1}, vmap_method="sequential")
-            keys, values = write(self.k, self.v, k, v, slot.astype(jnp.int32), self.index)
-        else:
-            keys, values = (old.at[*layer, rows, slot].set(x, mode="drop") for old, x in ((self.k, k), (self.v, v)))
+        rounded, dtype = isinstance(self.k, Rounded), self.k.dtype
+        k, v = (Rounded.of(x, dtype) if rounded else x.astype(dtype) for x in (k_BTKH, v_BTKH))
+        keys, values = self._written((self.k, self.v), (k, v), slot)
         after = replace(self, k=keys, v=values, index=None)
         if not self._forgets(k_BTKH.shape[1]):
             return after, keys, values, self.index
-        keys, values = (jnp.concatenate([old[layer], x], 1) for old, x in ((self.k, k), (self.v, v)))
+        layer = () if self.index is None else (self.index,)
+        old = (x[layer].astype(k_BTKH.dtype) for x in (self.k, self.v))
+        keys, values = (jnp.concatenate([x, new], 1) for x, new in zip(old, (k_BTKH, v_BTKH), strict=True))
         return after, keys, values, None
+
+    def _written(self, old, new, slot_BT: jax.Array):
+        """`old`, trees of stacks or layers [(L,) B, S, ...], with the rows [B, T, ...] of `new` in their slots."""
+        stacks, tree = jax.tree.flatten(old)
+        rows = jax.tree.leaves(new)
+        if self.index is not None and has_kernels():
+            shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in stacks]
+            aliases = {2 + i: i for i in range(len(stacks))}
+            write = jax.ffi.ffi_call("pollux_write", shapes, input_output_aliases=aliases, vmap_method="sequential")
+            return jax.tree.unflatten(tree, write(slot_BT.astype(jnp.int32), self.index, *stacks, *rows))
+        at = (*(() if self.index is None else (self.index,)), jnp.arange(len(slot_BT))[:, None], slot_BT)
+        return jax.tree.unflatten(tree, [stack.at[at].set(x, mode="drop") for stack, x in zip(stacks, rows, strict=True)])
 
     def _forgets(self, tokens: int) -> bool:
         """Whether writing so many overwrites what some of their queries still see."""
@@ -100,19 +112,32 @@ class Cache:
     soft: jax.Array  # [B, C, D]
     soft_index: jax.Array  # int32 [B, C]; -1 = unused
 
+    @property
+    def rounded(self) -> Bits8 | None:
+        """In what 8 bits keys and values are kept, if they are."""
+        kept = next(layer.k for layer in (*self.groups, *self.tail) if layer is not None)
+        return next(name for name, dtype in DTYPES.items() if kept.dtype == dtype) if isinstance(kept, Rounded) else None
 
-def empty(config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0, spare: int = 0) -> Cache:
+
+def empty(
+    config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0, spare: int = 0, rounded: Bits8 | None = None
+) -> Cache:
     """An empty cache for `rows` documents of at most `slots` tokens, of which the last `spare` may be taken back.
 
-    `soft_slots` matters to models with cross-attention only.
+    dtype: of keys and values, unless `rounded` keeps them in 8 bits each. `soft_slots` matters to models with cross-attention only.
     """
+
+    def zeros(*shape: int) -> jax.Array | Rounded:
+        if rounded is None:
+            return jnp.zeros(shape, dtype)
+        return Rounded(jnp.zeros(shape, DTYPES[rounded]), jnp.zeros(shape[:-1], jnp.float32))
 
     def layer(layer: LayerConfig, *stack: int) -> LayerCache | None:
         a = layer.attention
         if a.shares_kv:
             return None
         shape = (*stack, rows, min(a.window + spare, slots) if a.window else slots, a.num_kv_heads, a.head_dim)
-        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), a.window and shape[-3], spare if a.window else 0)
+        return LayerCache(zeros(*shape), zeros(*shape), a.window and shape[-3], spare if a.window else 0)
 
     return Cache(
         tuple(layer(x, config.num_groups) for x in (config.pattern if config.num_groups else ())),  # type: ignore[misc]

@@ -8,6 +8,7 @@ Shapes: B rows, T queries, S keys, N heads = K kv-heads x G queries each, H head
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,39 @@ QUERIES = 256  # of a block in attend_within
 WINDOW = 640  # fewest keys of a block there; pictures of 70, 140, 280, ... tokens of nine patches are little smaller than its doubles
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rounded:
+    """Keys or values in 8 bits: x = codes * scale, with a scale for every vector of a head."""
+
+    codes: jax.Array  # int8 or float8_e4m3fn [..., S, K, H]
+    scale: jax.Array  # float32 [..., S, K]
+
+    @classmethod
+    def of(cls, x: jax.Array, dtype) -> Rounded:
+        """x [..., H] with its largest magnitude at the largest code."""
+        largest = float(jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).max)
+        x = x.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(x), -1) / largest
+        codes = x / jnp.where(scale == 0, 1.0, scale)[..., None]
+        return cls((jnp.rint(codes) if largest == 127 else codes).astype(dtype), scale)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    @property
+    def dtype(self):
+        return self.codes.dtype
+
+    def __getitem__(self, at) -> Rounded:
+        return Rounded(self.codes[at], self.scale[at])
+
+    def astype(self, dtype) -> jax.Array:
+        """The values."""
+        return (self.codes.astype(jnp.float32) * self.scale[..., None]).astype(dtype)
+
+
 def additive_mask(mask_BTS: jax.Array) -> jax.Array:
     """bool [B, T, S] -> float32 with 0 where visible and a large negative number elsewhere; computed once for all layers."""
     return jax.lax.optimization_barrier(jnp.where(mask_BTS, 0.0, MASKED))
@@ -29,11 +63,15 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
     """Attention output [B, T, N, H] in q's dtype; a query that sees nothing gets zeros.
 
     mask_BTS: from additive_mask. soft_cap > 0: scores become cap * tanh(scores / cap). bias_BNTS: added to the scores (differentiable).
-    index: int32 scalar, which layer it is if k and v are stacks of layers (no gradient).
+    k, v: arrays or Rounded. index: int32 scalar, which layer it is if they are stacks of layers. Neither of both has a gradient.
     """
     kernels = not soft_cap and bias_BNTS is None and has_kernels()
-    if index is not None and not (kernels and k_BSKH.dtype == jnp.float32):
+    if index is not None and not (kernels and k_BSKH.dtype in (jnp.float32, jnp.int8)):
         k_BSKH, v_BSKH, index = k_BSKH[index], v_BSKH[index], None
+    if isinstance(k_BSKH, Rounded) and kernels and k_BSKH.dtype == jnp.int8:
+        return _attend_rounded_on_cpu(q_BTNH, k_BSKH, v_BSKH, jnp.int32(0) if index is None else index, mask_BTS, scale)
+    if isinstance(k_BSKH, Rounded):
+        k_BSKH, v_BSKH = k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype)
     if kernels:
         q, k, v = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
         return _attend_on_cpu(q, k, v, jnp.int32(0) if index is None else index, mask_BTS, scale).astype(q_BTNH.dtype)
@@ -111,6 +149,14 @@ def _attend_on_cpu_backward(scale, residual, d_out):
 
 
 _attend_on_cpu.defvjp(_attend_on_cpu_forward, _attend_on_cpu_backward)
+
+
+def _attend_rounded_on_cpu(q, k: Rounded, v: Rounded, index, mask, scale):
+    B, T, N, _ = q.shape
+    shapes = (jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct((B, N, T), jnp.float32))
+    call = jax.ffi.ffi_call("pollux_attention_rounded", shapes, vmap_method="sequential")
+    out, _ = call(q.astype(jnp.float32), k.codes, k.scale, v.codes, v.scale, index, mask, scale=np.float32(scale))
+    return out.astype(q.dtype)
 
 
 def _dot(a_BKxx, b_BKxx, contract_a: int, contract_b: int) -> jax.Array:

@@ -43,15 +43,10 @@ def products() -> ctypes.CDLL | None:
 
 @functools.cache
 def attention() -> ctypes.CDLL | None:
-    """Attention, its gradient and the writing of a KV cache, as the FFI calls `pollux_attention`, `pollux_attention_gradient` and
-    `pollux_write`, for the processor that is here; None without a compiler."""
-    flags = (*FLAGS, THIS_PROCESSOR)
-    return _library(
-        "attention",
-        ("pollux_attention", "pollux_attention_gradient", "pollux_write"),
-        flags,
-        "attention takes longer",
-    )
+    """Attention, also to keys and values of 8 bits, its gradient and the writing of a KV cache, as FFI calls of XLA for the processor that
+    is here; None without a compiler."""
+    calls = ("pollux_attention", "pollux_attention_rounded", "pollux_attention_gradient", "pollux_write")
+    return _library("attention", calls, (*FLAGS, THIS_PROCESSOR), "attention takes longer")
 
 
 def _library(name: str, calls: tuple[str, ...], flags: tuple[str, ...], cost: str) -> ctypes.CDLL | None:

@@ -1,11 +1,12 @@
-// The XLA FFI calls `pollux_attention` and `pollux_attention_gradient`, on XLA's threads.
+// The XLA FFI calls `pollux_attention`, `pollux_attention_rounded`, `pollux_attention_gradient` and `pollux_write`, on XLA's threads.
 
-#include "attention.h"
+#include "few_queries.h"
 #include "parallel.h"
 
 namespace ffi = xla::ffi;
 using pollux::Attention;
 using Floats = ffi::Buffer<ffi::F32>;
+using Bytes = ffi::Buffer<ffi::S8>;
 
 namespace {
 
@@ -17,29 +18,27 @@ float* memory(int64_t floats) {
   return kept.data();
 }
 
-// index: of the layer, where k and v are stacks of layers.
-bool describe(const Floats& q, const Floats& k, const Floats& v, int64_t index, const Floats& mask, float scale, Attention& a) {
+// The part of k and v, and of their scales, that is layer `index` where they are stacks of layers.
+template <typename Q, typename K>
+bool describe(const Floats& q, const Q& k, const Q& v, int64_t index, const Floats& mask, float scale, Attention& a, pollux::Keys<K>& in) {
   const auto queries = q.dimensions(), keys = k.dimensions(), values = v.dimensions(), sees = mask.dimensions();
   if (queries.size() != 4 || keys.size() < 4 || keys.size() > 5 || sees.size() != 3) return false;
   if (!std::equal(keys.begin(), keys.end(), values.begin(), values.end())) return false;
   const auto key = keys.end() - 4;
-  a = {queries[0], queries[1], key[1], queries[2], key[2], queries[3], scale, q.typed_data(), k.typed_data(), v.typed_data(), mask.typed_data()};
-  if (keys.size() == 5) {
-    a.k += index * a.B * a.S * a.K * a.H;
-    a.v += index * a.B * a.S * a.K * a.H;
-    if (index < 0 || index >= keys[0]) return false;
-  }
-  return key[0] == a.B && key[3] == a.H && a.K > 0 && a.N % a.K == 0 && sees[0] == a.B && sees[1] == a.T && sees[2] == a.S;
+  a = {queries[0], queries[1], key[1], queries[2], key[2], queries[3], scale, q.typed_data(), nullptr, nullptr, mask.typed_data()};
+  const int64_t layer = keys.size() == 5 ? index : 0, vectors = layer * a.B * a.S * a.K;
+  in.k = k.typed_data() + vectors * a.H;
+  in.v = v.typed_data() + vectors * a.H;
+  if (in.k_scale) in.k_scale += vectors, in.v_scale += vectors;
+  return layer >= 0 && (keys.size() == 4 || layer < keys[0]) && key[0] == a.B && key[3] == a.H && a.K > 0 && a.N % a.K == 0 && sees[0] == a.B && sees[1] == a.T && sees[2] == a.S;
 }
 
 const char* const kShapes = "pollux_attention: q [B, T, N, H], k and v [B, S, K, H] and mask [B, T, S] do not fit";
 
-ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Buffer<ffi::S32> index, Floats mask, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> log_sum, float scale) {
-  Attention a;
-  if (!describe(q, k, v, index.typed_data()[0], mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
-  float *y = out->typed_data(), *sums = log_sum->typed_data();
+template <typename T>
+ffi::Error attend(ffi::ThreadPool& pool, const Attention& a, const pollux::Keys<T>& in, float* y, float* sums) {
   if (a.T * a.G() <= pollux::kFew) {
-    auto head = [=](int64_t i) { pollux::forward_directly(a, i / a.K, i % a.K, memory(pollux::direct_memory(a)), y, sums); };
+    auto head = [=](int64_t i) { pollux::forward_directly(a, in, i / a.K, i % a.K, memory(pollux::direct_memory(a)), y, sums); };
     if (a.T * a.N * a.S * a.H < kSmall) {  // other threads would come too late
       for (int64_t i = 0; i < a.B * a.K; i++) head(i);
     } else {
@@ -58,8 +57,9 @@ ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Bu
     if (i < blocks) return pollux::look(a, i / a.query_blocks(), i % a.query_blocks(), seen + i * a.key_blocks());
     const int64_t head = i - blocks, keys = head / a.K * a.S * a.K * a.H;
     float* to = packed_heads + head * head_size;
-    pollux::transpose_head(a.k + keys, a, head % a.K, to);
-    pollux::copy_head(a.v + keys, a, head % a.K, to + a.padded_keys() * a.H);
+    const int64_t scales = head / a.K * a.S * a.K;
+    pollux::transpose_head(in.k + keys, in.k_scale ? in.k_scale + scales : nullptr, a, head % a.K, to);
+    pollux::copy_head(in.v + keys, in.v_scale ? in.v_scale + scales : nullptr, a, head % a.K, to + a.padded_keys() * a.H);
   });
   pollux::parallel_for(pool, a.B * a.N * a.query_blocks(), [=](int64_t i) {
     const int64_t block = i % a.query_blocks(), head = i / a.query_blocks() % a.N, b = i / a.query_blocks() / a.N;
@@ -70,9 +70,30 @@ ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Bu
   return ffi::Error::Success();
 }
 
+ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Buffer<ffi::S32> index, Floats mask, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> log_sum, float scale) {
+  Attention a;
+  pollux::Keys<float> in;
+  if (!describe(q, k, v, index.typed_data()[0], mask, scale, a, in)) return ffi::Error::InvalidArgument(kShapes);
+  return attend(pool, a, in, out->typed_data(), log_sum->typed_data());
+}
+
+ffi::Error attention_rounded(ffi::ThreadPool pool, Floats q, Bytes k, Floats k_scale, Bytes v, Floats v_scale, ffi::Buffer<ffi::S32> index, Floats mask, ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> log_sum, float scale) {
+  Attention a;
+  pollux::Keys<int8_t> in;
+  in.k_scale = k_scale.typed_data();
+  in.v_scale = v_scale.typed_data();
+  const auto codes = k.dimensions(), scales = k_scale.dimensions(), others = v_scale.dimensions();
+  const bool fit = std::equal(codes.begin(), codes.end() - 1, scales.begin(), scales.end()) && std::equal(scales.begin(), scales.end(), others.begin(), others.end());
+  if (!fit || !describe(q, k, v, index.typed_data()[0], mask, scale, a, in)) return ffi::Error::InvalidArgument(kShapes);
+  return attend(pool, a, in, out->typed_data(), log_sum->typed_data());
+}
+
 ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats mask, Floats out, Floats log_sum, Floats d_out, ffi::ResultBuffer<ffi::F32> d_q, ffi::ResultBuffer<ffi::F32> d_k, ffi::ResultBuffer<ffi::F32> d_v, float scale) {
   Attention a;
-  if (k.dimensions().size() != 4 || !describe(q, k, v, 0, mask, scale, a)) return ffi::Error::InvalidArgument(kShapes);
+  pollux::Keys<float> in;
+  if (k.dimensions().size() != 4 || !describe(q, k, v, 0, mask, scale, a, in)) return ffi::Error::InvalidArgument(kShapes);
+  a.k = in.k;
+  a.v = in.v;
   const int64_t blocks = a.B * a.query_blocks();
   static thread_local std::vector<uint8_t> sees;
   sees.resize(blocks * a.key_blocks());
@@ -87,29 +108,39 @@ ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats m
   return ffi::Error::Success();
 }
 
-// Write rows [B, T, K, H] into slots [B, T] of stacks [L, B, S, K, H] in place; a slot beyond S is left out.
-ffi::Error write(Floats keys, Floats values, Floats k, Floats v, ffi::Buffer<ffi::S32> slots, ffi::Buffer<ffi::S32> index, ffi::ResultBuffer<ffi::F32> new_keys, ffi::ResultBuffer<ffi::F32> new_values) {
-  const auto stack = keys.dimensions(), other = values.dimensions(), rows = k.dimensions(), more = v.dimensions(), at = slots.dimensions();
-  if (stack.size() != 5 || rows.size() != 4 || rows[0] != stack[1] || rows[2] != stack[3] || rows[3] != stack[4] ||
-      !std::equal(stack.begin(), stack.end(), other.begin(), other.end()) || !std::equal(rows.begin(), rows.end(), more.begin(), more.end()) ||
-      at.size() != 2 || at[0] != rows[0] || at[1] != rows[1])
-    return ffi::Error::InvalidArgument("pollux_write: stacks [L, B, S, K, H] and rows [B, T, K, H] do not fit");
-  const int64_t B = stack[1], S = stack[2], T = rows[1], size = rows[2] * rows[3], layer = index.typed_data()[0];
-  if (layer < 0 || layer >= stack[0]) return ffi::Error::InvalidArgument("pollux_write: there is no such layer");
-  for (int64_t b = 0; b < B; b++)
-    for (int64_t t = 0; t < T; t++) {
-      const int64_t slot = slots.typed_data()[b * T + t], from = (b * T + t) * size, to = ((layer * B + b) * S + slot) * size;
-      if (slot < 0 || slot >= S) continue;
-      std::memcpy(new_keys->typed_data() + to, k.typed_data() + from, size * sizeof(float));
-      std::memcpy(new_values->typed_data() + to, v.typed_data() + from, size * sizeof(float));
-    }
+// Write rows [B, T, ...] into slots [B, T] of stacks [L, B, S, ...] in place, for any number of stacks, which come first; a slot beyond
+// S is left out.
+ffi::Error write(ffi::Buffer<ffi::S32> slots, ffi::Buffer<ffi::S32> index, ffi::RemainingArgs args, ffi::RemainingRets out) {
+  const auto at = slots.dimensions();
+  const int64_t layer = index.typed_data()[0];
+  if (args.size() != 2 * out.size() || at.size() != 2) return ffi::Error::InvalidArgument("pollux_write: as many stacks as rows, and slots [B, T]");
+  for (size_t i = 0; i < out.size(); i++) {
+    auto rows = args.get<ffi::AnyBuffer>(out.size() + i);
+    auto stack = out.get<ffi::AnyBuffer>(i);
+    if (rows.has_error()) return rows.error();
+    if (stack.has_error()) return stack.error();
+    const auto from = rows->dimensions(), to = (*stack)->dimensions();
+    if (to.size() < 3 || from.size() + 1 != to.size() || from[0] != to[1] || at[0] != from[0] || at[1] != from[1] ||
+        !std::equal(from.begin() + 2, from.end(), to.begin() + 3, to.end()) || rows->element_type() != (*stack)->element_type())
+      return ffi::Error::InvalidArgument("pollux_write: stacks [L, B, S, ...] and rows [B, T, ...] do not fit");
+    if (layer < 0 || layer >= to[0]) return ffi::Error::InvalidArgument("pollux_write: there is no such layer");
+    const int64_t B = to[1], S = to[2], T = from[1], size = rows->size_bytes() / (B * T);
+    for (int64_t b = 0; b < B; b++)
+      for (int64_t t = 0; t < T; t++) {
+        const int64_t slot = slots.typed_data()[b * T + t];
+        if (slot < 0 || slot >= S) continue;
+        std::memcpy(static_cast<char*>((*stack)->untyped_data()) + ((layer * B + b) * S + slot) * size, static_cast<char*>(rows->untyped_data()) + (b * T + t) * size, size);
+      }
+  }
   return ffi::Error::Success();
 }
 
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_write, write,
-                              ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>().Ret<Floats>().Ret<Floats>());
+                              ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention_rounded, attention_rounded,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Bytes>().Arg<Floats>().Arg<Bytes>().Arg<Floats>().Arg<ffi::Buffer<ffi::S32>>().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<float>("scale"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention, attention,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<ffi::Buffer<ffi::S32>>().Arg<Floats>().Ret<Floats>().Ret<Floats>().Attr<float>("scale"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_attention_gradient, gradient,

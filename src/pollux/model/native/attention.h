@@ -31,7 +31,10 @@ constexpr float kMasked = -1e30f;  // MASKED of dot_attention.py
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 
+typedef int8_t Codes __attribute__((vector_size(kLanes), aligned(1), may_alias));
+
 inline Vec load(const float* x) { return *reinterpret_cast<const Vec*>(x); }
+inline Vec load(const int8_t* x) { return __builtin_convertvector(*reinterpret_cast<const Codes*>(x), Vec); }
 inline void store(float* x, Vec v) { *reinterpret_cast<Vec*>(x) = v; }
 inline Vec all(float x) { return Vec{} + x; }
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -99,8 +102,8 @@ inline Vec exp_negative(Vec x) {
 }
 
 // c[r][w] (+)= sum_k a(r, k) b[k][w] for R rows and W vectors, a(r, k) = a[r * ar + k * ak].
-template <int R, int W>
-inline void tile(const float* a, int64_t ar, int64_t ak, const float* b, int64_t bk, float* c, int64_t cr, int64_t n, bool add) {
+template <int R, int W, typename T = float>
+inline void tile(const float* a, int64_t ar, int64_t ak, const T* b, int64_t bk, float* c, int64_t cr, int64_t n, bool add) {
   Vec sums[R][W];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
@@ -174,17 +177,29 @@ inline void gather(const float* x, int64_t first, int64_t rows, int64_t heads, i
   }
 }
 
-// One head of x [S, heads, H] as [H, padded], keys along the last axis, or as [padded, width]; zeros beyond S and H.
-inline void transpose_head(const float* x, const Attention& a, int64_t head, float* y) {
+// One head of x [S, heads, H], times its scale [S, heads] if there is one, as [H, padded], keys along the last axis, or as [padded, width];
+// zeros beyond S and H.
+template <typename T>
+inline void transpose_head(const T* x, const float* scales, const Attention& a, int64_t head, float* y) {
   const int64_t P = a.padded_keys();
-  for (int64_t start = 0; start < P; start += kBlock)
+  for (int64_t start = 0; start < P; start += kBlock) {
+    float factors[kBlock];
+    for (int64_t s = start; s < start + kBlock; s++) factors[s - start] = s >= a.S ? 0.0f : scales ? scales[s * a.K + head] : 1.0f;
     for (int64_t h = 0; h < a.H; h++)
-      for (int64_t s = start; s < start + kBlock; s++) y[h * P + s] = s < a.S ? x[(s * a.K + head) * a.H + h] : 0.0f;
+      for (int64_t s = start; s < start + kBlock; s++) y[h * P + s] = s < a.S ? x[(s * a.K + head) * a.H + h] * factors[s - start] : 0.0f;
+  }
 }
 
-inline void copy_head(const float* x, const Attention& a, int64_t head, float* y) {
+template <typename T>
+inline void copy_head(const T* x, const float* scales, const Attention& a, int64_t head, float* y) {
   const int64_t width = a.padded_head();
-  for (int64_t s = 0; s < a.padded_keys(); s += kBlock) gather(x, s, a.S, a.K, head, a.H, width, 1.0f, y + s * width);
+  for (int64_t s = 0; s < a.padded_keys(); s++) {
+    const int64_t count = s < a.S ? a.H : 0;
+    const T* from = x + (s * a.K + head) * a.H;
+    const float factor = scales && count ? scales[s * a.K + head] : 1.0f;
+    for (int64_t h = 0; h < count; h++) y[s * width + h] = from[h] * factor;
+    for (int64_t h = count; h < width; h++) y[s * width + h] = 0;
+  }
 }
 
 // The scores of a block of queries and of the keys first..first+count-1: [32, kChunk], masked where `seen` says so.
@@ -261,96 +276,6 @@ inline void forward(const Attention& a, int64_t b, int64_t head, int64_t block, 
   }
 }
 
-// T x G <= kFew queries of one kv-head, as a step of generation has them, read the keys where they lie, four at a time.
-constexpr int64_t kFew = 8;
-inline int64_t direct_memory(const Attention& a) { return 4 * (padded(a.S) + 2 * padded(a.H)); }
-
-// p[r][first..first + kLanes - 1] = q[r] . k[s], of which `count` keys exist.
-template <int R>
-inline void scores_directly(const float* q, int64_t width, const float* k, int64_t stride, int64_t H, int64_t count, float* p, int64_t p_stride) {
-  const int64_t whole = H / kLanes * kLanes;
-  Vec products[R][kLanes] = {};
-  for (int64_t s = 0; s < count; s++) {
-    const float* key = k + s * stride;
-    Vec sums[R] = {};
-    for (int64_t h = 0; h < whole; h += kLanes) {
-      const Vec x = load(key + h);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) sums[r] += load(q + r * width + h) * x;
-    }
-    for (int r = 0; r < R; r++) {
-      for (int64_t h = whole; h < H; h++) sums[r][0] += q[r * width + h] * key[h];
-      products[r][s] = sums[r];
-    }
-  }
-  for (int r = 0; r < R; r++) store(p + r * p_stride, sums_of(products[r]));
-}
-
-// R rows of y [R, width] = p [R, n] v [n, H], where the rows of v are `stride` apart.
-template <int R>
-inline void weigh_directly(const float* p, int64_t p_stride, const float* v, int64_t stride, int64_t H, int64_t n, float* y, int64_t width) {
-  int64_t h = 0;
-  for (; h + 4 * kLanes <= H; h += 4 * kLanes) tile<R, 4>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
-  for (; h + kLanes <= H; h += kLanes) tile<R, 1>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
-  for (; h < H; h++)
-    for (int r = 0; r < R; r++) {
-      float sum = 0;
-      for (int64_t s = 0; s < n; s++) sum += p[r * p_stride + s] * v[s * stride + h];
-      y[r * width + h] = sum;
-    }
-}
-
-template <int R>
-void forward_rows(const Attention& a, int64_t b, int64_t kv_head, int64_t first_row, float* memory, float* out, float* log_sum) {
-  const int64_t stride = a.K * a.H, width = padded(a.H), keys = padded(a.S);
-  const float *k = a.k + b * a.S * stride + kv_head * a.H, *v = a.v + b * a.S * stride + kv_head * a.H;
-  float *p = memory, *q = p + R * keys, *y = q + R * width;
-  const float* masks[R];
-  int64_t at[R], first = a.S, last = 0;  // the keys from the first to the last that any row sees
-  for (int r = 0; r < R; r++) {
-    const int64_t t = (first_row + r) / a.G(), head = kv_head * a.G() + (first_row + r) % a.G();
-    at[r] = ((b * a.T + t) * a.N + head) * a.H;
-    masks[r] = a.mask + (b * a.T + t) * a.S;
-    for (int64_t h = 0; h < a.H; h++) q[r * width + h] = a.q[at[r] + h] * a.scale;
-    int64_t low = 0, high = a.S;
-    while (low < high && masks[r][low] <= kMasked / 2) low++;
-    while (high > low && masks[r][high - 1] <= kMasked / 2) high--;
-    if (low < high) first = std::min(first, low), last = std::max(last, high);
-  }
-  const int64_t count = std::max<int64_t>(last - first, 0);
-  for (int64_t s = 0; s < count; s += kLanes)
-    scores_directly<R>(q, width, k + (first + s) * stride, stride, a.H, std::min<int64_t>(kLanes, count - s), p + s, keys);
-  for (int r = 0; r < R; r++) {
-    float *row = p + r * keys, top = kMasked / 2;
-    for (int64_t s = 0; s < count; s++) {
-      row[s] += masks[r][first + s];
-      top = std::max(top, row[s]);
-    }
-    std::fill(row + count, row + padded(count), kMasked);
-    Vec sums = {};
-    for (int64_t s = 0; s < count; s += kLanes) {
-      const Vec chance = exp_negative(load(row + s) - top);
-      store(row + s, chance);
-      sums += chance;
-    }
-    const float total = std::max(sum(sums), 1e-30f);
-    for (int64_t s = 0; s < count; s++) row[s] /= total;
-    const int64_t head = at[r] / a.H % a.N, t = at[r] / a.H / a.N % a.T;
-    log_sum[(b * a.N + head) * a.T + t] = top + std::log(total);
-  }
-  weigh_directly<R>(p, keys, v + first * stride, stride, a.H, count, y, width);
-  for (int r = 0; r < R; r++) std::memcpy(out + at[r], y + r * width, a.H * sizeof(float));
-}
-
-inline void forward_directly(const Attention& a, int64_t b, int64_t kv_head, float* memory, float* out, float* log_sum) {
-  const int64_t rows = a.T * a.G();
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) forward_rows<4>(a, b, kv_head, row, memory, out, log_sum);
-  for (; row + 3 <= rows; row += 3) forward_rows<3>(a, b, kv_head, row, memory, out, log_sum);
-  for (; row + 2 <= rows; row += 2) forward_rows<2>(a, b, kv_head, row, memory, out, log_sum);
-  for (; row < rows; row++) forward_rows<1>(a, b, kv_head, row, memory, out, log_sum);
-}
-
 // The gradient of all queries of one kv-head. seen [query_blocks, key_blocks]; out, log_sum: what `forward` gave; d_out [B, T, N, H].
 inline int64_t backward_memory(const Attention& a) {
   return a.padded_keys() * (2 * a.H + 3 * a.padded_head()) + kBlock * (3 * a.padded_head() + 2 * kChunk);
@@ -360,9 +285,9 @@ inline void backward(const Attention& a, int64_t b, int64_t kv_head, const uint8
   const int64_t width = a.padded_head(), P = a.padded_keys(), queries = b * a.T * a.N * a.H, keys = b * a.S * a.K * a.H;
   float *k_t = memory, *v_t = k_t + a.H * P, *k = v_t + a.H * P, *sum_k = k + P * width, *sum_v = sum_k + P * width;
   float *q = sum_v + P * width, *dy = q + kBlock * width, *dq = dy + kBlock * width, *p = dq + kBlock * width, *ds = p + kBlock * kChunk;
-  transpose_head(a.k + keys, a, kv_head, k_t);
-  transpose_head(a.v + keys, a, kv_head, v_t);
-  copy_head(a.k + keys, a, kv_head, k);
+  transpose_head(a.k + keys, nullptr, a, kv_head, k_t);
+  transpose_head(a.v + keys, nullptr, a, kv_head, v_t);
+  copy_head(a.k + keys, nullptr, a, kv_head, k);
   std::memset(sum_k, 0, 2 * P * width * sizeof(float));
   for (int64_t head = kv_head * a.G(); head < (kv_head + 1) * a.G(); head++)
     for (int64_t block = 0; block < a.query_blocks(); block++) {
