@@ -42,7 +42,7 @@ def chat(
         folder: Model folder.
         out: Folder for drawn pictures.
         draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answers from fewer passes of a large model.
-        kv_cache: Keep keys and values in 8 bits each, int8 or float8, for longer texts in the same memory; int8 is also faster on a CPU.
+        kv_cache: Keep keys and values in 8 bits each, int8 or float8, for longer texts in the same memory.
     """
     use_compilation_cache()
     terminal = Terminal(Chat(pollux.load(folder, draft=draft, kv_cache=kv_cache)), out, sampling)

@@ -40,7 +40,7 @@ def generate(
         video: Video file; may be given several times.
         out: Folder for drawn pictures.
         draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answer from fewer passes of a large model.
-        kv_cache: Keep keys and values in 8 bits each, int8 or float8, for longer texts in the same memory; int8 is also faster on a CPU.
+        kv_cache: Keep keys and values in 8 bits each, int8 or float8, for longer texts in the same memory.
     """
     use_compilation_cache()
     parts: list[Part] = [*map(Image, image), *map(Audio, audio), *map(Video, video), Text(prompt)]

@@ -31,10 +31,14 @@ constexpr float kMasked = -1e30f;  // MASKED of dot_attention.py
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 
+typedef int16_t ShortVec __attribute__((vector_size(2 * kLanes)));
 typedef int8_t Codes __attribute__((vector_size(kLanes), aligned(1), may_alias));
 
 inline Vec load(const float* x) { return *reinterpret_cast<const Vec*>(x); }
-inline Vec load(const int8_t* x) { return __builtin_convertvector(*reinterpret_cast<const Codes*>(x), Vec); }
+inline Vec load(const int8_t* x) {  // doubling the width step by step, which is what GCC has instructions for
+  const ShortVec shorts = __builtin_convertvector(*reinterpret_cast<const Codes*>(x), ShortVec);
+  return __builtin_convertvector(__builtin_convertvector(shorts, IntVec), Vec);
+}
 inline void store(float* x, Vec v) { *reinterpret_cast<Vec*>(x) = v; }
 inline Vec all(float x) { return Vec{} + x; }
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
