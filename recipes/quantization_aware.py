@@ -1,6 +1,6 @@
 """Prepare a model of the built-in world for 4 bits: every step reads its matrices rounded, and the model as it was is the teacher.
 
-    pollux train recipes/quantization_aware.py --model runs/quickstart/model --out runs/aware --steps 300
+    pollux train recipes/quantization_aware.py --model runs/quickstart/model --out runs/aware
     pollux quantize runs/aware/model --method nearest --out runs/aware/model-4bit
 
 The logged losses are those of the rounded weights; OUT/model holds the weights behind them.

@@ -61,8 +61,8 @@ def test_logits_through_a_rounded_cache_are_close_to_those_of_the_whole_text(wei
         return Inputs(ids[:, start:stop], np.tile(np.arange(start, stop), (2, 1)), zero + 1, zero, zero, {})
 
     exact = decoder.logits(weights, CONFIG, decoder.hidden(weights, CONFIG, inputs(0, ids.shape[1])).hidden)
-    cache, at, close = caches.empty(CONFIG, 2, 256, rounded=rounded), 0, []
-    assert cache.rounded == rounded and caches.empty(CONFIG, 2, 256).rounded is None
+    cache, at, close = caches.empty(CONFIG, 2, 256, kv_cache_dtype=rounded), 0, []
+    assert cache.kv_cache_dtype == rounded and caches.empty(CONFIG, 2, 256).kv_cache_dtype is None
     step = jax.jit(lambda cache, inputs: decoder.hidden(weights, CONFIG, inputs, cache))
     for size in pieces:
         out = step(cache, inputs(at, at + size))
@@ -75,13 +75,13 @@ def test_logits_through_a_rounded_cache_are_close_to_those_of_the_whole_text(wei
 def test_a_model_generates_and_grows_with_a_rounded_cache(make_model):
     plain = make_model(({"window": 16}, {}), ({}, {}))
     small, drafted = (
-        Model(plain.params, plain.config, plain.tokens_config, plain.vocabulary, plain.codec, draft=draft, kv_cache="int8")
+        Model(plain.params, plain.config, plain.tokens_config, plain.vocabulary, plain.codec, draft=draft, kv_cache_dtype="int8")
         for draft in (None, "lookup")
     )
     prompts, settings = ["a big red circle", "what colour is the small blue star?"], dict(max_output_tokens=300, temperature=0)
     together = small.generate_many(prompts, **settings)
     assert [result.text for result in together] == [small.generate(prompt, **settings).text for prompt in prompts]
     assert together[0].text[:3] == plain.generate(prompts[0], **settings).text[:3]  # the first tokens are clear, later ones drift
-    assert drafted.generate(prompts[0], **settings).text
-    with pytest.raises(ValueError, match="kv_cache is 'int4' but must be one of int8, float8"):
-        Model(plain.params, plain.config, kv_cache="int4")
+    assert drafted.generate(prompts[0], **settings).text == together[0].text
+    with pytest.raises(ValueError, match="kv_cache_dtype is 'int4' but must be one of int8, float8"):
+        Model(plain.params, plain.config, kv_cache_dtype="int4")

@@ -79,15 +79,16 @@ void check_codes(const Attention& a, const Floats& q, const Floats& mask) {
 void check(int64_t B, int64_t T, int64_t S, int64_t N, int64_t K, int64_t H) {
   Floats q = random(B * T * N * H), k = random(B * S * K * H), v = random(B * S * K * H), mask(B * T * S), d_out = random(B * T * N * H);
   for (int64_t i = 0; i < B * T * S; i++) mask[i] = i % S > i / S % T + S - T ? kMasked : 0.0f;
-  const Attention a{B, T, S, N, K, H, 0.7f, q.data(), k.data(), v.data(), mask.data()};
+  const Attention a{B, T, S, N, K, H, 0.7f, q.data(), mask.data()};
+  const Keys<float> in{k.data(), v.data()};
   std::vector<uint8_t> seen(B * a.query_blocks() * a.key_blocks());
   for (int64_t i = 0; i < B * a.query_blocks(); i++) look(a, i / a.query_blocks(), i % a.query_blocks(), &seen[i * a.key_blocks()]);
   Floats out(q.size()), log_sum(B * N * T), d_q(q.size()), d_k(k.size()), d_v(v.size()), wanted(q.size());
   for (int64_t b = 0; b < B; b++)
     for (int64_t n = 0; n < N; n++) {
       Floats k_t(H * a.padded_keys()), values(a.padded_keys() * a.padded_head());
-      transpose_head(a.k + b * S * K * H, nullptr, a, n / a.G(), k_t.data());
-      copy_head(a.v + b * S * K * H, nullptr, a, n / a.G(), values.data());
+      transpose_head(in.k + b * S * K * H, nullptr, a, n / a.G(), k_t.data());
+      copy_head(in.v + b * S * K * H, nullptr, a, n / a.G(), values.data());
       for (int64_t block = 0; block < a.query_blocks(); block++) {
         Floats memory(forward_memory(a));
         const uint8_t* visible = &seen[(b * a.query_blocks() + block) * a.key_blocks()];
@@ -100,7 +101,7 @@ void check(int64_t B, int64_t T, int64_t S, int64_t N, int64_t K, int64_t H) {
     std::fill(out.begin(), out.end(), NAN);
     for (int64_t i = 0; i < B * K; i++) {
       Floats memory(direct_memory(a));
-      forward_directly(a, Keys<float>{a.k, a.v}, i / K, i % K, memory.data(), out.data(), log_sum.data());
+      forward_directly(a, in, i / K, i % K, memory.data(), out.data(), log_sum.data());
     }
     for (size_t i = 0; i < out.size(); i++) expect("an output of few", a, out[i], wanted[i], 1e-5);
   }
@@ -108,7 +109,7 @@ void check(int64_t B, int64_t T, int64_t S, int64_t N, int64_t K, int64_t H) {
   for (int64_t b = 0; b < B; b++)
     for (int64_t n = 0; n < K; n++) {
       Floats memory(backward_memory(a));
-      backward(a, b, n, &seen[b * a.query_blocks() * a.key_blocks()], out.data(), log_sum.data(), d_out.data(), memory.data(), d_q.data(), d_k.data(), d_v.data());
+      backward(a, in, b, n, &seen[b * a.query_blocks() * a.key_blocks()], out.data(), log_sum.data(), d_out.data(), memory.data(), d_q.data(), d_k.data(), d_v.data());
     }
   Floats* const inputs[] = {&q, &k, &v};
   const Floats* const gradients[] = {&d_q, &d_k, &d_v};

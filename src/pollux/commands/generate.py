@@ -11,7 +11,7 @@ from pollux.commands.pictures import save_pictures
 from pollux.commands.settings import SamplingFlags, Settings
 from pollux.compilation import use_compilation_cache
 from pollux.content import Audio, Content, Image, Part, Text, Video
-from pollux.model.cache import Bits8
+from pollux.model.cache import CacheDtype
 
 Paths = tyro.conf.UseAppendAction[tuple[Path, ...]]
 
@@ -25,7 +25,7 @@ def generate(
     video: Paths = (),
     out: Path = Path("."),
     draft: str | None = None,
-    kv_cache: Bits8 | None = None,
+    kv_cache_dtype: CacheDtype | None = None,
     sampling: SamplingFlags = Settings(),
 ) -> None:
     """Answer one prompt; media come before the text, drawn pictures are saved and their paths printed.
@@ -40,11 +40,11 @@ def generate(
         video: Video file; may be given several times.
         out: Folder for drawn pictures.
         draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answer from fewer passes of a large model.
-        kv_cache: Keep keys and values in 8 bits each, int8 or float8, for longer texts in the same memory.
+        kv_cache_dtype: Keep keys and values in 8 bits each, for longer texts in the same memory; on a CPU int8 is the faster of both.
     """
     use_compilation_cache()
     parts: list[Part] = [*map(Image, image), *map(Audio, audio), *map(Video, video), Text(prompt)]
-    result = pollux.load(folder, draft=draft, kv_cache=kv_cache).generate(Content("user", tuple(parts)), **sampling.given())
+    result = pollux.load(folder, draft=draft, kv_cache_dtype=kv_cache_dtype).generate(Content("user", tuple(parts)), **sampling.given())
     if result.text:
         print(result.text)
     for path in save_pictures(result.images, out):

@@ -22,7 +22,7 @@ import numpy as np
 
 from pollux.generate.grammar import Grammar
 from pollux.generate.sampler import SamplerState, advance, sample
-from pollux.model.cache import Bits8, Cache, empty
+from pollux.model.cache import Cache, CacheDtype, empty
 from pollux.model.config import ModelConfig
 from pollux.model.decoder import hidden, logits
 from pollux.model.params import Params
@@ -108,12 +108,14 @@ def _feed(params: Params, config: ModelConfig, grammar: Grammar, state: State, a
     return replace(state, cache=out.cache, position=state.position + column[:, 0]), scores
 
 
-def filled(params: Params, config: ModelConfig, inputs: Inputs, slots: int, spare: int = 0, rounded: Bits8 | None = None) -> Cache:
-    """A cache with room for `slots` tokens a row that holds `inputs`, `rounded` to 8 bits or not; the last `spare` tokens of a row may be
+def filled(
+    params: Params, config: ModelConfig, inputs: Inputs, slots: int, spare: int = 0, kv_cache_dtype: CacheDtype | None = None
+) -> Cache:
+    """A cache with room for `slots` tokens a row that holds `inputs`, in 8 bits if `kv_cache_dtype` says so; the last `spare` tokens of a row may be
     taken back."""
     crosses = any(layer.cross_attention for layer in config.layers)
     soft_slots = sum(soft.index.shape[1] for soft in inputs.soft.values()) or 1
-    cache = empty(config, len(inputs.ids), slots, cache_dtype(params), soft_slots if crosses else 0, spare, rounded)
+    cache = empty(config, len(inputs.ids), slots, cache_dtype(params), soft_slots if crosses else 0, spare, kv_cache_dtype)
     return prefill(params, config, inputs, cache)
 
 
@@ -121,7 +123,7 @@ def filled(params: Params, config: ModelConfig, inputs: Inputs, slots: int, spar
 def grow(config: ModelConfig, cache: Cache, slots: int, spare: int = 0) -> Cache:
     """The same cache with room for `slots` tokens a row. Until a ring is full its slots are positions, so it grows like the others."""
     rows, soft_slots = cache.soft.shape[:2]
-    larger = jax.eval_shape(lambda: empty(config, rows, slots, cache.soft.dtype, soft_slots, spare, cache.rounded))
+    larger = jax.eval_shape(lambda: empty(config, rows, slots, cache.soft.dtype, soft_slots, spare, cache.kv_cache_dtype))
     leaves = [
         jnp.pad(old, [(0, new - now) for now, new in zip(old.shape, target.shape, strict=True)])
         for old, target in zip(jax.tree.leaves(cache), jax.tree.leaves(larger), strict=True)

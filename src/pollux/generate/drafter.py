@@ -17,7 +17,7 @@ import numpy as np
 
 from pollux.generate.decode import State, cache_dtype, filled, grow
 from pollux.generate.grammar import Grammar
-from pollux.generate.sampler import SamplerState, advance, probabilities, sample
+from pollux.generate.sampler import SamplerState, advance, most_probable, probabilities, sample
 from pollux.model.cache import Cache
 from pollux.model.config import ModelConfig
 from pollux.model.decoder import hidden, logits
@@ -49,7 +49,7 @@ def draw(weights: Array, sampler: SamplerState, purpose: int) -> Array:
     def gumbel(seed, drawn):
         return jax.random.gumbel(key(seed, drawn, purpose), weights.shape[1:])
 
-    return jnp.argmax(jnp.log(weights) + jax.vmap(gumbel)(sampler.seed, sampler.drawn), -1).astype(jnp.int32)
+    return most_probable(jnp.log(weights) + jax.vmap(gumbel)(sampler.seed, sampler.drawn))
 
 
 def append(x_BL: Array, length: Array, new_BT: Array, number: Array) -> Array:

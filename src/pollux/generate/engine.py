@@ -17,7 +17,7 @@ from pollux.generate.grammar import grammar
 from pollux.generate.prompts import bucket, padded_inputs, plain, unconditional_prompt
 from pollux.generate.sampler import Sampling, sampler_state
 from pollux.generate.speculate import Speculation, speculate
-from pollux.model.cache import Bits8
+from pollux.model.cache import CacheDtype
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params
 from pollux.tokens import sequence as tokens
@@ -33,7 +33,7 @@ STREAM_STEPS = 4  # steps a dispatch while somebody watches
 
 class Engine:
     """Generates with one model. Prompts are sequences as `encode_prompt` makes them. A drafter makes it faster, but for guided batches.
-    `kv_cache` keeps keys and values in 8 bits each."""
+    `kv_cache_dtype` keeps keys and values in 8 bits each."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class Engine:
         vocabulary: Vocabulary,
         codec: PictureCodec | None = None,
         drafter: Drafter | None = None,
-        kv_cache: Bits8 | None = None,
+        kv_cache_dtype: CacheDtype | None = None,
     ):
         if vocabulary.size > config.vocab_size:
             raise ValueError(f"the vocabulary has {vocabulary.size} ids but model {config.name!r} only {config.vocab_size}")
         self.params, self.config, self.vocabulary, self.codec = params, config, vocabulary, codec
-        self.drafter, self.kv_cache = drafter, kv_cache
+        self.drafter, self.kv_cache_dtype = drafter, kv_cache_dtype
         num_codes = 0 if codec is None else codec.encode(np.zeros((1, *codec.size, 3), np.uint8)).shape[1]
         self._grammar = grammar(vocabulary, config.vocab_size, num_codes)
 
@@ -130,7 +130,7 @@ class Engine:
         words = [prompt.ids[prompt.ids < self.vocabulary.code_offset] for prompt in prompts]  # penalties leave image codes alone
         drafter = self._chosen_drafter(samplings)
         state = State(
-            cache=filled(self.params, self.config, inputs, slots, drafter.length if drafter else 0, self.kv_cache),
+            cache=filled(self.params, self.config, inputs, slots, drafter.length if drafter else 0, self.kv_cache_dtype),
             sampler=sampler_state(samplings, words, self.config.vocab_size),
             token=np.array([prompt.ids[-1] for prompt in prompts], np.int32),
             position=position,

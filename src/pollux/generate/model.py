@@ -22,7 +22,7 @@ from pollux.generate.prompts import padded_inputs, plain
 from pollux.generate.sampler import Sampling
 from pollux.media import Limits
 from pollux.model import decoder, folder, huggingface, low_rank
-from pollux.model.cache import DTYPES, Bits8
+from pollux.model.cache import DTYPES, CacheDtype
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params, count
 from pollux.model.quantized import is_quantized
@@ -47,7 +47,8 @@ class Model:
     Model that reads and writes the same tokens, or "lookup", which guesses that what was said before is said again. Guided drawings
     are made without it. Raises ValueError if the draft does not fit.
 
-    `kv_cache` "int8" or "float8" keeps keys and values in 8 bits and a scale for each vector of a head: longer texts in the same memory.
+    `kv_cache_dtype` "int8" or "float8" keeps keys and values in 8 bits and a scale for each vector of a head: longer texts in the same memory. A draft's own cache stays
+    as it is.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class Model:
         sampling: Sampling = Sampling(),
         limits: Limits = Limits(),
         draft: Model | str | None = None,
-        kv_cache: Bits8 | None = None,
+        kv_cache_dtype: CacheDtype | None = None,
     ):
-        if kv_cache not in (None, *DTYPES):
-            raise ValueError(f"kv_cache is {kv_cache!r} but must be one of {', '.join(DTYPES)}, or None")
+        if kv_cache_dtype not in (None, *DTYPES):
+            raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r} but must be one of {', '.join(DTYPES)}, or None")
         self.params, self.config, self.tokens_config = params, config, tokens_config or TokensConfig()
         self.vocabulary, self.codec, self.sampling, self.limits = vocabulary, codec, sampling, limits
-        self.kv_cache = kv_cache
+        self.kv_cache_dtype = kv_cache_dtype
         self._drafter = self._checked_draft(draft)
 
     def generate(self, contents: Any, **sampling: Any) -> Result:
@@ -147,7 +148,7 @@ class Model:
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        return Engine(self.params, self.config, self._words, self.codec, self._drafter, self.kv_cache)
+        return Engine(self.params, self.config, self._words, self.codec, self._drafter, self.kv_cache_dtype)
 
     def _checked_draft(self, draft: Model | str | None) -> Drafter | None:
         if draft is None:
@@ -207,11 +208,11 @@ def load(
     dtype: Any = None,
     adapter: str | Path | None = None,
     draft: Model | str | Path | None = None,
-    kv_cache: Bits8 | None = None,
+    kv_cache_dtype: CacheDtype | None = None,
 ) -> Model:
     """The model of a folder, with weights as stored or as `dtype` (for example "bfloat16"), an adapter (a file) merged into them.
 
-    draft: as Model takes it, or the folder of the smaller model. kv_cache: as Model takes it.
+    draft: as Model takes it, or the folder of the smaller model. kv_cache_dtype: as Model takes it.
     A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
     """
     path = Path(path)
@@ -223,7 +224,7 @@ def load(
     params = folder.load_params(path, config, dtype)
     if adapter is not None:
         params = low_rank.merge(low_rank.attach(params, *low_rank.load_adapters(adapter)))
-    model = Model(params, config, tokens_config, vocabulary, codec, draft=draft, kv_cache=kv_cache)
+    model = Model(params, config, tokens_config, vocabulary, codec, draft=draft, kv_cache_dtype=kv_cache_dtype)
     if (path / SAMPLING_FILE).is_file():
         try:
             settings = json.loads((path / SAMPLING_FILE).read_text())

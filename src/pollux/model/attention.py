@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pollux.model.config import AttentionConfig
-from pollux.model.dot_attention import attend
+from pollux.model.dot_attention import Rounded, attend
 from pollux.model.layers import rms_norm
 from pollux.model.matmul import matmul, matmuls
 from pollux.model.spec import Params
@@ -118,8 +118,8 @@ class Sight:
 class KeysValues:
     """Keys and values [B, S, K, H] of a layer that another one may share, which a layer of a stack is not."""
 
-    k: jax.Array
-    v: jax.Array
+    k: jax.Array | Rounded
+    v: jax.Array | Rounded
 
 
 def self_attention(

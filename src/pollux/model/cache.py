@@ -19,8 +19,8 @@ from pollux.model.attention import Positions
 from pollux.model.config import LayerConfig, ModelConfig
 from pollux.model.dot_attention import Rounded, has_kernels
 
-Bits8 = Literal["int8", "float8"]
-DTYPES: dict[Bits8, Any] = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}
+CacheDtype = Literal["int8", "float8"]
+DTYPES: dict[CacheDtype, Any] = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}
 
 
 def _keys_at(index_BS: jax.Array, valid_BS: jax.Array, group_BS: jax.Array | None = None) -> Positions:
@@ -71,8 +71,9 @@ class LayerCache:
         if not self._forgets(k_BTKH.shape[1]):
             return after, keys, values, self.index
         layer = () if self.index is None else (self.index,)
-        old = (x[layer].astype(k_BTKH.dtype) for x in (self.k, self.v))
-        keys, values = (jnp.concatenate([x, new], 1) for x, new in zip(old, (k_BTKH, v_BTKH), strict=True))
+        keys, values = (
+            jnp.concatenate([old[layer].astype(k_BTKH.dtype), x.astype(k_BTKH.dtype)], 1) for old, x in ((self.k, k), (self.v, v))
+        )
         return after, keys, values, None
 
     def _written(self, old, new, slot_BT: jax.Array):
@@ -113,24 +114,30 @@ class Cache:
     soft_index: jax.Array  # int32 [B, C]; -1 = unused
 
     @property
-    def rounded(self) -> Bits8 | None:
+    def kv_cache_dtype(self) -> CacheDtype | None:
         """In what 8 bits keys and values are kept, if they are."""
         kept = next(layer.k for layer in (*self.groups, *self.tail) if layer is not None)
         return next(name for name, dtype in DTYPES.items() if kept.dtype == dtype) if isinstance(kept, Rounded) else None
 
 
 def empty(
-    config: ModelConfig, rows: int, slots: int, dtype=jnp.float32, soft_slots: int = 0, spare: int = 0, rounded: Bits8 | None = None
+    config: ModelConfig,
+    rows: int,
+    slots: int,
+    dtype=jnp.float32,
+    soft_slots: int = 0,
+    spare: int = 0,
+    kv_cache_dtype: CacheDtype | None = None,
 ) -> Cache:
     """An empty cache for `rows` documents of at most `slots` tokens, of which the last `spare` may be taken back.
 
-    dtype: of keys and values, unless `rounded` keeps them in 8 bits each. `soft_slots` matters to models with cross-attention only.
+    dtype: of keys and values, unless `kv_cache_dtype` keeps them in 8 bits each. `soft_slots` matters to models with cross-attention only.
     """
 
     def zeros(*shape: int) -> jax.Array | Rounded:
-        if rounded is None:
+        if kv_cache_dtype is None:
             return jnp.zeros(shape, dtype)
-        return Rounded(jnp.zeros(shape, DTYPES[rounded]), jnp.zeros(shape[:-1], jnp.float32))
+        return Rounded(jnp.zeros(shape, DTYPES[kv_cache_dtype]), jnp.zeros(shape[:-1], jnp.float32))
 
     def layer(layer: LayerConfig, *stack: int) -> LayerCache | None:
         a = layer.attention

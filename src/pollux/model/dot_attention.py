@@ -1,7 +1,7 @@
 """softmax(q k^T scale + prior) v under a mask, with a gradient of its own for speed on CPUs.
 
 The gradient keeps q, k, v, the output and the log-sum-exp, and computes the probabilities anew (Dao et al. 2022). On a CPU with a C++
-compiler the kernels of native/attention.h do both, block by block; elsewhere XLA does, without the tiling.
+compiler the kernels of native/ do both, block by block; elsewhere XLA does, without the tiling.
 Shapes: B rows, T queries, S keys, N heads = K kv-heads x G queries each, H head size.
 """
 
@@ -32,11 +32,12 @@ class Rounded:
     @classmethod
     def of(cls, x: jax.Array, dtype) -> Rounded:
         """x [..., H] with its largest magnitude at the largest code."""
-        largest = float(jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).max)
+        whole = jnp.issubdtype(dtype, jnp.integer)
+        largest = float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
         x = x.astype(jnp.float32)
         scale = jnp.max(jnp.abs(x), -1) / largest
         codes = x / jnp.where(scale == 0, 1.0, scale)[..., None]
-        return cls((jnp.rint(codes) if largest == 127 else codes).astype(dtype), scale)
+        return cls((jnp.rint(codes) if whole else codes).astype(dtype), scale)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +64,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
     """Attention output [B, T, N, H] in q's dtype; a query that sees nothing gets zeros.
 
     mask_BTS: from additive_mask. soft_cap > 0: scores become cap * tanh(scores / cap). bias_BNTS: added to the scores (differentiable).
-    k, v: arrays or Rounded. index: int32 scalar, which layer it is if they are stacks of layers. Neither of both has a gradient.
+    k, v: arrays, or Rounded without a gradient. index: int32 scalar, which layer it is if they are stacks of layers, without a gradient too.
     """
     kernels = not soft_cap and bias_BNTS is None and has_kernels()
     if index is not None and not (kernels and k_BSKH.dtype in (jnp.float32, jnp.int8)):

@@ -55,13 +55,19 @@ def best_scales(groups: Array, importance: Array | float, bits: int) -> Array:
     The largest weight takes the most negative code or comes near to it, so that a scale may be negative."""
     xp = groups.__array_namespace__()
     most = xp.take_along_axis(groups, xp.argmax(xp.abs(groups), axis=-2)[..., None, :], axis=-2)[..., 0, :]
-    best, least = xp.zeros(most.shape, "float16"), xp.full(most.shape, np.inf, dtype="float32")
-    for shrink in SHRINKS.tolist():
-        scales = (-most * shrink / (1 << (bits - 1))).astype("float16")
+
+    def better(i, found):
+        best, least = found
+        scales = (-most * shrinks[i] / (1 << (bits - 1))).astype("float16")
         error = groups - decode(encode(groups, scales[..., None, :], bits), scales[..., None, :], bits)
         error = xp.sum(importance * error * error, axis=-2)
-        best, least = xp.where(error < least, scales, best), xp.minimum(error, least)
-    return best
+        return xp.where(error < least, scales, best), xp.minimum(error, least)
+
+    shrinks = xp.asarray(SHRINKS, dtype="float32")
+    found = xp.zeros(most.shape, "float16"), xp.full(most.shape, np.inf, dtype="float32")
+    if xp is jnp:
+        return jax.lax.fori_loop(0, len(SHRINKS), better, found)[0]  # unrolled, it compiles for half a minute
+    return functools.reduce(lambda found, i: better(i, found), range(len(SHRINKS)), found)[0]
 
 
 def encode(weight: Array, scale: Array, bits: int) -> Array:
@@ -79,17 +85,16 @@ def decode(codes: Array, scale: Array, bits: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("config", "bits"))
 def rounded(params: Params, config: ModelConfig, bits: int) -> Params:
-    """The parameters with every matrix at the nearest values that so many bits can hold; gradients pass as if nothing had been rounded
-    (the straight-through estimator, Bengio et al. 2013)."""
+    """The parameters with every matrix at the nearest values that so many bits can hold."""
     chosen = matrices(config)
 
     def of(path, leaf: jax.Array) -> jax.Array:
         spec = chosen.get(tensor_name(path))
         if spec is None:
             return leaf
-        weight = jax.lax.stop_gradient(leaf).astype(jnp.float32)
+        weight = leaf.astype(jnp.float32)
         near = _values(weight.swapaxes(-1, -2), bits).swapaxes(-1, -2) if spec.axes[-2] == "vocab" else _values(weight, bits)
-        return leaf + (near - weight).astype(leaf.dtype)
+        return near.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(of, params)
 

@@ -51,6 +51,8 @@ def quantize(
     if bits not in (4, 8):
         raise ValueError(f"bits {bits} must be 4 or 8")
     chosen = {name: spec for name, spec in matrices(model.config).items() if not isinstance(_leaf(model.params, name), Quantized)}
+    last = _unembedding(model.config)
+    chosen = dict(sorted(chosen.items(), key=lambda item: item[0] == last))
     if not chosen:
         raise ValueError("the model is quantised already; quantise the one it was made of")
     sequences = list(calibration) if method == "gptq" else []
@@ -164,7 +166,8 @@ def observe(params: Params, model: Model, names: list[str], sequences: list[Sequ
         tokens = {inputs.ids.shape: inputs.segment > 0}
         media = {soft.index.shape: soft.index < inputs.ids.size for soft in inputs.soft.values()}
         for name in names:
-            moments[name].read = media if name.startswith("soft.") else tokens
+            if moments[name] is not unembedding:
+                moments[name].read = media if name.startswith("soft.") else tokens
         with jax.disable_jit():
             hidden = decoder.hidden(observing, model.config, inputs, dtype=cache_dtype(params)).hidden
         if unembedding is not None:

@@ -6,12 +6,11 @@ import re
 
 import jax
 
-from pollux.model import low_rank
+from pollux.model import low_rank, rounding
 from pollux.model import params as model_params
 from pollux.model.config import ModelConfig
 from pollux.model.folder import tensor_name
 from pollux.model.params import Params, Spec, is_spec
-from pollux.model.rounding import rounded
 from pollux.train.config import LoraConfig, TrainConfig
 from pollux.train.optimizer import is_matrix
 
@@ -23,11 +22,19 @@ def trained(config: TrainConfig) -> Params:
     return adapters(config.model, config.lora) if config.lora.rank else model_params.declare(config.model)
 
 
+def rounded(config: TrainConfig, params: Params) -> Params:
+    """What is trained, rounded if the run says so. Its gradient is applied to what is behind it (straight through: Bengio et al. 2013)."""
+    return rounding.rounded(params, config.model, config.weight_bits) if config.weight_bits else params
+
+
+def attached(config: TrainConfig, params: Params, base: Params | None) -> Params:
+    """All parameters of the model: what is trained, attached to the frozen ones if there are such."""
+    return params if base is None else low_rank.attach(base, params, config.lora.scale)
+
+
 def whole(config: TrainConfig, params: Params, base: Params | None) -> Params:
-    """All parameters of the model, as a step reads them: what is trained, rounded if the run says so or attached to the frozen ones."""
-    if base is not None:
-        return low_rank.attach(base, params, config.lora.scale)
-    return rounded(params, config.model, config.weight_bits) if config.weight_bits else params
+    """All parameters of the model as a step reads them."""
+    return attached(config, rounded(config, params), base)
 
 
 def adapters(model: ModelConfig, config: LoraConfig) -> dict[str, dict[str, Spec]]:

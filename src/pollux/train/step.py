@@ -87,9 +87,10 @@ def _gradient(
     """Gradient and metrics of the objective over all A batches, as if they were one (InfoNCE and expert balance: within each)."""
     total = objective.totals(config.loss, batch.targets, config.accumulation)
     said = teacher if isinstance(teacher, TopK) else None
+    params = lora.rounded(config, params)
 
     def loss(params: Params, one: Batch, said: TopK | None):
-        return objective.loss(lora.whole(config, params, base), config, one, total, teacher if said is None else said)
+        return objective.loss(lora.attached(config, params, base), config, one, total, teacher if said is None else said)
 
     def one_batch(one: Batch, said: TopK | None) -> tuple[Params, Metrics]:
         grads, metrics = jax.grad(loss, has_aux=True)(params, one, said)

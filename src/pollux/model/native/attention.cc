@@ -25,7 +25,7 @@ bool describe(const Floats& q, const Q& k, const Q& v, int64_t index, const Floa
   if (queries.size() != 4 || keys.size() < 4 || keys.size() > 5 || sees.size() != 3) return false;
   if (!std::equal(keys.begin(), keys.end(), values.begin(), values.end())) return false;
   const auto key = keys.end() - 4;
-  a = {queries[0], queries[1], key[1], queries[2], key[2], queries[3], scale, q.typed_data(), nullptr, nullptr, mask.typed_data()};
+  a = {queries[0], queries[1], key[1], queries[2], key[2], queries[3], scale, q.typed_data(), mask.typed_data()};
   const int64_t layer = keys.size() == 5 ? index : 0, vectors = layer * a.B * a.S * a.K;
   in.k = k.typed_data() + vectors * a.H;
   in.v = v.typed_data() + vectors * a.H;
@@ -92,8 +92,6 @@ ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats m
   Attention a;
   pollux::Keys<float> in;
   if (k.dimensions().size() != 4 || !describe(q, k, v, 0, mask, scale, a, in)) return ffi::Error::InvalidArgument(kShapes);
-  a.k = in.k;
-  a.v = in.v;
   const int64_t blocks = a.B * a.query_blocks();
   static thread_local std::vector<uint8_t> sees;
   sees.resize(blocks * a.key_blocks());
@@ -103,7 +101,7 @@ ffi::Error gradient(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats m
   float *dq = d_q->typed_data(), *dk = d_k->typed_data(), *dv = d_v->typed_data();
   pollux::parallel_for(pool, a.B * a.K, [=](int64_t i) {
     const int64_t b = i / a.K;
-    pollux::backward(a, b, i % a.K, seen + b * a.query_blocks() * a.key_blocks(), y, sums, dy, memory(pollux::backward_memory(a)), dq, dk, dv);
+    pollux::backward(a, in, b, i % a.K, seen + b * a.query_blocks() * a.key_blocks(), y, sums, dy, memory(pollux::backward_memory(a)), dq, dk, dv);
   });
   return ffi::Error::Success();
 }

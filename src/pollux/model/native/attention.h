@@ -142,13 +142,20 @@ inline void product(const float* a, int64_t ar, int64_t ak, const float* b, int6
 struct Attention {
   int64_t B, T, S, N, K, H;
   float scale;
-  const float *q, *k, *v, *mask;
+  const float *q, *mask;
 
   int64_t G() const { return N / K; }
   int64_t query_blocks() const { return (T + kBlock - 1) / kBlock; }
   int64_t key_blocks() const { return (S + kBlock - 1) / kBlock; }
   int64_t padded_keys() const { return key_blocks() * kBlock; }
   int64_t padded_head() const { return padded(H); }
+};
+
+// Keys and values [B, S, K, H]; codes have a scale [B, S, K] each, floats none.
+template <typename T>
+struct Keys {
+  const T *k, *v;
+  const float *k_scale = nullptr, *v_scale = nullptr;
 };
 
 enum Seen : uint8_t { kNothing = 0, kSome = 1, kAll = 2 };
@@ -285,13 +292,13 @@ inline int64_t backward_memory(const Attention& a) {
   return a.padded_keys() * (2 * a.H + 3 * a.padded_head()) + kBlock * (3 * a.padded_head() + 2 * kChunk);
 }
 
-inline void backward(const Attention& a, int64_t b, int64_t kv_head, const uint8_t* seen, const float* out, const float* log_sum, const float* d_out, float* memory, float* d_q, float* d_k, float* d_v) {
+inline void backward(const Attention& a, const Keys<float>& in, int64_t b, int64_t kv_head, const uint8_t* seen, const float* out, const float* log_sum, const float* d_out, float* memory, float* d_q, float* d_k, float* d_v) {
   const int64_t width = a.padded_head(), P = a.padded_keys(), queries = b * a.T * a.N * a.H, keys = b * a.S * a.K * a.H;
   float *k_t = memory, *v_t = k_t + a.H * P, *k = v_t + a.H * P, *sum_k = k + P * width, *sum_v = sum_k + P * width;
   float *q = sum_v + P * width, *dy = q + kBlock * width, *dq = dy + kBlock * width, *p = dq + kBlock * width, *ds = p + kBlock * kChunk;
-  transpose_head(a.k + keys, nullptr, a, kv_head, k_t);
-  transpose_head(a.v + keys, nullptr, a, kv_head, v_t);
-  copy_head(a.k + keys, nullptr, a, kv_head, k);
+  transpose_head(in.k + keys, nullptr, a, kv_head, k_t);
+  transpose_head(in.v + keys, nullptr, a, kv_head, v_t);
+  copy_head(in.k + keys, nullptr, a, kv_head, k);
   std::memset(sum_k, 0, 2 * P * width * sizeof(float));
   for (int64_t head = kv_head * a.G(); head < (kv_head + 1) * a.G(); head++)
     for (int64_t block = 0; block < a.query_blocks(); block++) {

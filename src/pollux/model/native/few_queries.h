@@ -6,13 +6,6 @@
 
 namespace pollux {
 
-// Keys and values [B, S, K, H]; codes have a scale [B, S, K] each, floats none.
-template <typename T>
-struct Keys {
-  const T *k, *v;
-  const float *k_scale = nullptr, *v_scale = nullptr;
-};
-
 // T x G <= kFew queries of one kv-head, four at a time.
 constexpr int64_t kFew = 8;
 inline int64_t direct_memory(const Attention& a) { return 4 * (padded(a.S) + 2 * padded(a.H)); }

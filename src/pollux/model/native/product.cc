@@ -36,8 +36,8 @@ ffi::Error run(ffi::ThreadPool& pool, const float* x, int64_t M, int64_t K, int6
   int64_t blocks = 0;
   for (const Weight& weight : weights) blocks += weight.blocks;
   const int64_t pieces = pool.num_threads() <= 1 || blocks * G * M < 256 ? 1 : std::min<int64_t>(blocks, 8 * pool.num_threads());
-  // Pieces grow smaller, so that the last ones end together and the first ones are long streams.
-  auto before = [=](int64_t i) { return blocks - blocks * (pieces - i) * (pieces - i) / (pieces * pieces); };
+  // Pieces grow smaller if there are blocks enough, so that the first ones are long streams and the last ones end together.
+  auto before = [=](int64_t i) { return blocks < 4 * pieces ? blocks * i / pieces : blocks - blocks * (pieces - i) * (pieces - i) / (pieces * pieces); };
   auto piece = [=, &weights](int64_t i) {
     int64_t first = before(i), last = before(i + 1);
     for (const Weight& weight : weights) {
