@@ -30,7 +30,7 @@ def recipe(teacher: Path) -> TrainConfig:
         steps=500,
         minutes=0.0,
         seed=run.seed + 1,  # other documents and another start than the teacher's
-        distill=DistillConfig(str(teacher)),
+        distill=DistillConfig(str(teacher), weight=0.7),
         lora=LoraConfig(),
         optimizer=dataclasses.replace(run.optimizer, frozen=()),
     )

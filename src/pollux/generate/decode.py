@@ -111,8 +111,9 @@ def _feed(params: Params, config: ModelConfig, grammar: Grammar, state: State, a
 def filled(
     params: Params, config: ModelConfig, inputs: Inputs, slots: int, spare: int = 0, kv_cache_dtype: CacheDtype | None = None
 ) -> Cache:
-    """A cache with room for `slots` tokens a row that holds `inputs`, in 8 bits if `kv_cache_dtype` says so; the last `spare` tokens of a row may be
-    taken back."""
+    """A cache with room for `slots` tokens a row that holds `inputs`; the last `spare` tokens of a row may be taken back.
+
+    kv_cache_dtype: as in `empty`."""
     crosses = any(layer.cross_attention for layer in config.layers)
     soft_slots = sum(soft.index.shape[1] for soft in inputs.soft.values()) or 1
     cache = empty(config, len(inputs.ids), slots, cache_dtype(params), soft_slots if crosses else 0, spare, kv_cache_dtype)

@@ -47,8 +47,8 @@ class Model:
     Model that reads and writes the same tokens, or "lookup", which guesses that what was said before is said again. Guided drawings
     are made without it. Raises ValueError if the draft does not fit.
 
-    `kv_cache_dtype` "int8" or "float8" keeps keys and values in 8 bits and a scale for each vector of a head: longer texts in the same memory. A draft's own cache stays
-    as it is.
+    `kv_cache_dtype` "int8" or "float8" keeps keys and values in 8 bits and a scale for each vector of a head: longer texts in the same
+    memory. A draft's own cache stays as it is.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
     """Attention output [B, T, N, H] in q's dtype; a query that sees nothing gets zeros.
 
     mask_BTS: from additive_mask. soft_cap > 0: scores become cap * tanh(scores / cap). bias_BNTS: added to the scores (differentiable).
-    k, v: arrays, or Rounded without a gradient. index: int32 scalar, which layer it is if they are stacks of layers, without a gradient too.
+    k, v: arrays, or Rounded without a gradient. index: int32 scalar, which layer it is if they are stacks of layers (no gradient).
     """
     kernels = not soft_cap and bias_BNTS is None and has_kernels()
     if index is not None and not (kernels and k_BSKH.dtype in (jnp.float32, jnp.int8)):
