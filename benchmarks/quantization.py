@@ -1,6 +1,6 @@
 """What fewer bits cost a model: bytes on disk, loss and accuracy on the world's held-out documents, method by method.
 
-    .venv/bin/python benchmarks/quantization.py runs/quickstart/model --items 320
+    .venv/bin/python benchmarks/quantization.py runs/quickstart/model --aware runs/aware/model --items 320
 
 Losses are nats a token of text and a digit of a drawing's code, over documents that no run reads; every model reads the same ones. The
 folder in bfloat16 is what `pollux.load(folder, dtype="bfloat16").save()` writes.
@@ -76,11 +76,12 @@ def loss(model: Model, read: list[Batch]) -> np.ndarray:
     return total / np.maximum(weight, 1)
 
 
-def main(folder: tyro.conf.Positional[Path], /, items: int = 0, documents: int = 60) -> None:
+def main(folder: tyro.conf.Positional[Path], /, aware: Path | None = None, items: int = 0, documents: int = 200) -> None:
     """Compare a model with its quantised forms.
 
     Args:
         folder: Model folder.
+        aware: Model folder that recipes/quantization_aware.py made of it.
         items: Items of each task whose accuracy is asked; 0 leaves accuracies out.
         documents: Documents of each task that the losses are taken over.
     """
@@ -95,6 +96,8 @@ def main(folder: tyro.conf.Positional[Path], /, items: int = 0, documents: int =
         "4 bits, nearest": quantize(model, 4, "nearest"),
         "4 bits, gptq": quantize(model, 4, "gptq", seen, lambda line: None),
     }
+    if aware:
+        models["4 bits, trained for them"] = quantize(pollux.load(aware), 4, "nearest")
     for name, one in models.items():
         with tempfile.TemporaryDirectory() as path:
             one.save(path)
