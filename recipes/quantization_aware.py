@@ -3,8 +3,8 @@
     pollux train recipes/quantization_aware.py --model runs/quickstart/model --out runs/aware
     pollux quantize runs/aware/model --method nearest --out runs/aware/model-4bit
 
-After 300 steps, some two minutes, the ten-minute model of the quick start loses nothing by 4 bits: loss of text .2480 where .2497 was, with gptq
-.2550 (docs/lab-notes.md). The logged losses are those of the rounded weights; OUT/model holds the weights behind them.
+After 300 steps, some two minutes, the ten-minute model of the quick start loses nothing by 4 bits: its loss of text is .2480, as trained
+.2497, with gptq .2550 (docs/lab-notes.md). The logged losses are those of the rounded weights; OUT/model holds the weights behind them.
 """
 
 import dataclasses
