@@ -33,5 +33,8 @@ lint: $(DEVELOPMENT)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# LLAMA: a Python with llama-cpp-python, which builds for minutes, to have llama.cpp beside us. The other programs of benchmarks/ read a
+# trained model or train some; each says how it is called.
 bench: $(DEVELOPMENT)
-	for program in benchmarks/*.py; do .venv/bin/python $$program || exit 1; done
+	.venv/bin/python benchmarks/training_step.py
+	.venv/bin/python benchmarks/decoding.py $(if $(LLAMA),--llama $(LLAMA))
