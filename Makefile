@@ -36,5 +36,5 @@ lint: $(DEVELOPMENT)
 # LLAMA: a Python with llama-cpp-python, which builds for minutes, to have llama.cpp beside us. The other programs of benchmarks/ read a
 # trained model or train some; each says how it is called.
 bench: $(DEVELOPMENT)
-	.venv/bin/python benchmarks/training_step.py
+	.venv/bin/python benchmarks/training_step.py --no-bfloat16
 	.venv/bin/python benchmarks/decoding.py $(if $(LLAMA),--llama $(LLAMA))
