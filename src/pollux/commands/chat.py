@@ -42,7 +42,7 @@ def chat(
         folder: Model folder.
         out: Folder for drawn pictures.
         draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answers from fewer passes of a large model.
-        kv_cache_dtype: Keep keys and values in 8 bits each, for longer texts in the same memory; on a CPU int8 is the faster of both.
+        kv_cache_dtype: Keep keys and values in 8 bits each, for longer texts in the same memory; on a CPU int8 has kernels.
     """
     use_compilation_cache()
     terminal = Terminal(Chat(pollux.load(folder, draft=draft, kv_cache_dtype=kv_cache_dtype)), out, sampling)

@@ -40,7 +40,7 @@ def generate(
         video: Video file; may be given several times.
         out: Folder for drawn pictures.
         draft: Folder of a smaller model with the same vocabulary, or "lookup": the same answer from fewer passes of a large model.
-        kv_cache_dtype: Keep keys and values in 8 bits each, for longer texts in the same memory; on a CPU int8 is the faster of both.
+        kv_cache_dtype: Keep keys and values in 8 bits each, for longer texts in the same memory; on a CPU int8 has kernels.
     """
     use_compilation_cache()
     parts: list[Part] = [*map(Image, image), *map(Audio, audio), *map(Video, video), Text(prompt)]

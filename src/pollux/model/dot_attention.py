@@ -125,7 +125,7 @@ def attend_within(q_BTNH, k_BTKH, v_BTKH, segment_BT, scale: float) -> jax.Array
 
 
 def has_kernels() -> bool:
-    """Whether the kernels of native/attention.h can be used. XLA cannot share out their work over several devices."""
+    """Whether the attention kernels of native/ can be used. XLA cannot share out their work over several devices."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1 and native.attention() is not None
 
 
