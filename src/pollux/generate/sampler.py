@@ -117,7 +117,10 @@ def sample(logits: Array, state: SamplerState) -> tuple[Array, Array]:
 
 
 def most_probable(scores: Array) -> Array:
-    """The first id int32 [...] of the largest of scores [..., V]: two plain reductions, which XLA's CPU backend does faster than an argmax. Without a largest, because of a NaN, it is the last id."""
+    """The first id int32 [...] of the largest of scores [..., V]; without a largest, because of a NaN, the last id.
+
+    Two plain reductions, which XLA's CPU backend does faster than an argmax.
+    """
     ids = jnp.arange(scores.shape[-1], dtype=jnp.int32)
     found = jnp.where(scores == jnp.max(scores, -1, keepdims=True), ids, len(ids) - 1)
     return jnp.min(found, -1)
