@@ -69,7 +69,7 @@ class Piece:
     logprobs: tuple[float, ...]
     top: tuple[
         tuple[tuple[int, float], ...], ...
-    ]  # of each token, alternatives (id, log-probability), most probable first; () if not asked for
+    ]  # per token, (id, log-probability), best first; () if not asked for
     finish_reason: str = ""  # "stop" or "length" in the last piece of a candidate
     result: Result | None = None  # in the last piece of a candidate
 
