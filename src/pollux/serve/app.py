@@ -1,0 +1,64 @@
+"""The whole server as one ASGI application: the routes of every area under each version of the API, and what surrounds them.
+
+An area is a module with `routes(server)`, mounted under /v1, /v1beta and /v1alpha, or with `root_routes(server)`, mounted at the root.
+"""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Mount, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pollux.serve import models
+from pollux.serve.errors import ApiError, answer_error
+from pollux.serve.server import Server
+
+VERSIONS = ("v1", "v1beta", "v1alpha")
+
+
+def create_app(server: Server) -> Starlette:
+    """The application; `app.state.server` is the server."""
+    app = Starlette(
+        routes=[*root_routes(server), *(Mount(f"/{version}", Router(routes(server), redirect_slashes=False)) for version in VERSIONS)],
+        exception_handlers={ApiError: answer_error, HTTPException: answer_error, Exception: answer_error, ValueError: answer_error},
+    )
+    app.router.redirect_slashes = False
+    app.add_middleware(Warnings)
+    app.state.server = server
+    return app
+
+
+def routes(server: Server) -> list[BaseRoute]:
+    """What every version of the API has."""
+    return [*models.routes(server)]
+
+
+def root_routes(server: Server) -> list[BaseRoute]:
+    """What has its own place outside the versions."""
+    return []
+
+
+class Warnings:
+    """Tells the client which fields of its request were ignored (`request.state.ignored`) in a header of the answer."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        ignored: list[str] = Request(scope).state._state.setdefault("ignored", [])
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and ignored:
+                message["headers"] = [*message["headers"], (b"warning", _warning(ignored))]
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+
+def _warning(ignored: list[str], most: int = 20) -> bytes:
+    names = ", ".join(dict.fromkeys(ignored[:most])) + (", ..." if len(ignored) > most else "")
+    return b'299 pollux "ignored fields: ' + names[:1000].encode("ascii", "backslashreplace").replace(b'"', b"'") + b'"'

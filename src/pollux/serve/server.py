@@ -1,0 +1,89 @@
+"""What all handlers of the server share: models by name with their engines, the store on disk, settings, and threads for what blocks.
+
+Made by `commands/serve.py` (or a test), given to `app.create_app`; holds no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from pollux.generate.model import Model
+from pollux.generate.requests import Job, Request
+from pollux.serve.errors import not_found
+
+T = TypeVar("T")
+
+
+class AnyEngine(Protocol):
+    """What the server asks of an engine, docs/serving.md."""
+
+    def submit(self, request: Request, notify: Callable[[Job], None] | None = None) -> Job: ...
+    def hold(self, prompt: Any) -> Any: ...
+    def stats(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server treats requests. Sizes in bytes, times in seconds."""
+
+    max_body: int = 100 << 20  # of a JSON request; uploads of files have their own limit
+    timeout: float = 600.0  # for an answer, from the arrival of its request
+    threads: int = 8  # that read media, tokenise and ask the store
+    max_candidates: int = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A model under its name, with the engine that runs it."""
+
+    name: str  # without "models/"
+    model: Model
+    engine: AnyEngine
+    display_name: str = ""
+    description: str = ""
+    version: str = "001"
+
+
+@dataclass(eq=False)
+class Server:
+    """models: by name, in the order in which they are listed. aliases: other names that clients ask for, to the name of a model.
+
+    store: the Store of store.py, None if nothing is kept. Raises ValueError for an alias of no model.
+    """
+
+    models: Mapping[str, Served]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    store: Any = None
+    settings: Settings = Settings()
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self):
+        for alias, name in self.aliases.items():
+            if name not in self.models:
+                raise ValueError(f"the alias {alias} stands for {name}, which is not served; served are {', '.join(self.models)}")
+        self._pool = concurrent.futures.ThreadPoolExecutor(self.settings.threads, "pollux-serve")
+
+    def find(self, name: str) -> Served:
+        """The model of a name or alias, with or without "models/". Raises ApiError 404."""
+        short = name.removeprefix("models/")
+        short = self.aliases.get(short, short)
+        if short not in self.models:
+            raise not_found(f"models/{short} is not served here; GET models lists what is")
+        return self.models[short]
+
+    def aliases_of(self, name: str) -> Iterable[str]:
+        return [alias for alias, target in self.aliases.items() if target == name]
+
+    async def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
+        """Call what computes or blocks on a thread of the server."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *args, **keywords))
+
+    def close(self) -> None:
+        """End the threads; engines and store belong to who made them."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
