@@ -81,6 +81,7 @@ class Job:
         self.request, self._notify = request, notify
         self.error: Exception | None = None
         self.cancelled = False
+        self.output_tokens = 0  # in the pieces so far
         self._pieces: collections.deque[Piece] = collections.deque()
         self._results: list[Result | None] = [None] * request.candidates
         self._ended = threading.Event()
@@ -109,6 +110,7 @@ class Job:
     # What follows is for the engine's thread.
 
     def add(self, piece: Piece) -> None:
+        self.output_tokens += len(piece.ids)
         if piece.result is not None:
             self._results[piece.candidate] = piece.result
         self._pieces.append(piece)
