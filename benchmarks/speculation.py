@@ -26,12 +26,11 @@ import pollux
 from pollux.commands.memory import keep_freed_memory
 from pollux.compilation import use_compilation_cache
 from pollux.data.world import World, WorldConfig
-from pollux.generate.answer import Answer, Result
-from pollux.generate.decode import CHUNK
+from pollux.generate.answer import Result
 from pollux.generate.drafter import Drafter, DraftModel, LookUp
 from pollux.generate.engine import Engine
 from pollux.generate.model import Model
-from pollux.generate.prompts import bucket, plain
+from pollux.generate.prompts import plain
 from pollux.generate.sampler import Sampling
 from pollux.model.family import mini, tiny
 from pollux.model.params import count, init
@@ -55,15 +54,11 @@ class Settings:
 
 
 def decoded(engine: Engine, prompt: Sequence, sampling: Sampling) -> tuple[float, Result]:
-    """Seconds from the prefilled cache to the end of the answer, and the answer."""
-    answer = Answer(sampling, {}, engine.vocabulary, engine.codec)
-    state = engine._start([prompt], [sampling], bucket(len(prompt) + sampling.max_output_tokens))
-    jax.block_until_ready(state)
+    """Seconds of an answer to a prompt that is in the cache already, and the answer."""
+    engine.generate([prompt], [dataclasses.replace(sampling, max_output_tokens=1)])
     start = time.perf_counter()
-    while not answer.finish_reason:
-        state, *columns = engine._dispatch(state, np.array([False]), CHUNK)
-        answer.extend(*(np.asarray(column)[0].tolist() for column in columns))
-    return time.perf_counter() - start, answer.result()
+    (result,) = engine.generate([prompt], [sampling])
+    return time.perf_counter() - start, result
 
 
 def compare(engines: Engines, prompts: list[Sequence], sampling: Sampling, rounds: int) -> dict[str, tuple[float, list[Result]]]:

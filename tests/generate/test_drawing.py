@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from pollux.content import Content, Image, Text
+from pollux.generate.answer import Answer
+from pollux.generate.requests import Job, Request
+from pollux.generate.rows import Row, samplers
 from pollux.generate.sampler import Sampling
 from pollux.tokens.vocabulary import SPECIAL_IDS
 
@@ -99,7 +102,9 @@ def test_penalties_do_not_see_the_codes_of_an_earlier_drawing(artist):
     earlier = Content("model", (Image(np.full((4, 6, 3), 100, np.uint8)),))
     turns = [Content("user", (Text("a"),)), earlier, Content("user", (Text("blue"),))]
     prompt = artist.prompt(turns)
-    seen = artist._engine._start([prompt], [Sampling(repetition_penalty=2.0)], 64).sampler.in_prompt[0]
+    sampling = Sampling(repetition_penalty=2.0)
+    row = Row(Job(Request(prompt, sampling)), 0, prompt, sampling, Answer(sampling, {}, artist.vocabulary, artist.codec))
+    seen = samplers([row], 0, artist.vocabulary, artist.config.vocab_size).in_prompt[0]
     assert (prompt.ids >= artist.vocabulary.code_offset).sum() == DIGITS and not seen[artist.vocabulary.code_offset :].any()
     assert seen[artist.prompt("blue").ids].all()
 

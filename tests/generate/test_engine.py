@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pollux.content import Image, Text
-from pollux.generate import engine
+from pollux.generate import batch
 from pollux.generate.engine import Engine
 from pollux.generate.prompts import plain
 from pollux.generate.sampler import Sampling
+from pollux.generate.settings import EngineSettings
 from pollux.model import decoder
 from pollux.model.config import AttentionConfig, ExpertsConfig
 from pollux.tokens.pack import single
@@ -73,7 +74,7 @@ def _greedy_by_full_forwards(model, prompt, steps):
 
 @pytest.mark.parametrize("name, pictures", [(name, i > 0) for i, name in enumerate(VARIANTS)])
 def test_cached_greedy_generation_equals_greedy_by_full_forwards(name, pictures, make_model, monkeypatch):
-    monkeypatch.setattr(engine, "FIRST_SLOTS", 1)  # without pictures, the cache outgrows its first size
+    monkeypatch.setattr(batch, "FIRST_TOKENS", 1)  # the cache outgrows its first size
     model = make_model(*VARIANTS[name])
     prompts = [model.prompt([PICTURE, text] if pictures else text) for text in ("what colour", "a", "the circle")]
     results = Engine(model.params, model.config, model.vocabulary).generate(prompts, [Sampling(temperature=0, max_output_tokens=20)] * 3)
@@ -90,11 +91,13 @@ def test_a_row_of_a_batch_gives_what_it_gives_alone(model):
         np.testing.assert_allclose(alone.logprobs, result.logprobs, atol=1e-4)
 
 
-def test_batches_give_results_in_the_order_of_the_prompts(model, monkeypatch):
-    monkeypatch.setattr(engine, "MAX_ROWS", 1)
+def test_results_come_in_the_order_of_the_prompts(model):
     texts = ["the star", "a", "the circle"]
     singly = [model.generate(text, max_output_tokens=5).text for text in texts]
-    assert [result.text for result in model.generate_many(texts, max_output_tokens=5)] == singly
+    one_by_one = model.engine(EngineSettings(max_rows=1)).generate(
+        [model.prompt(text) for text in texts], [Sampling(max_output_tokens=5)] * 3
+    )
+    assert [result.text for result in one_by_one] == singly
 
 
 def test_logprobs_are_those_of_the_model(model):

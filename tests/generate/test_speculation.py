@@ -12,11 +12,12 @@ import scipy.special
 from scipy.stats import binomtest, chisquare
 
 from pollux.content import Image, Text
-from pollux.generate import engine
+from pollux.generate import batch
 from pollux.generate.drafter import Draft, DraftModel, LookUp
 from pollux.generate.engine import Engine
 from pollux.generate.model import Model
 from pollux.generate.sampler import Sampling, probabilities, sampler_state
+from pollux.generate.settings import EngineSettings
 from pollux.generate.speculate import accept
 from pollux.model import cache as caches
 from pollux.model import decoder
@@ -37,8 +38,8 @@ def _noisy(model, share):
     return jax.tree.map(lambda x: (x + share * np.abs(x).mean() * rng.normal(size=x.shape)).astype(np.float32), model.params)
 
 
-def _engine(model, drafter=None):
-    return Engine(model.params, model.config, model.vocabulary, model.codec, drafter)
+def _engine(model, drafter=None, rows=64):
+    return Engine(model.params, model.config, model.vocabulary, model.codec, drafter, EngineSettings(max_rows=rows))
 
 
 def _assert_same(plain, drafted):
@@ -69,7 +70,7 @@ def test_greedy_ids_are_those_of_plain_decoding(variant, share, lookup, make_mod
     samplings = [Sampling(temperature=0, max_output_tokens=n) for n in (60, 60, 60, 60, 1, 2, 5, 8)]
     samplings[1] = Sampling(temperature=0, max_output_tokens=60, repetition_penalty=1.2, frequency_penalty=0.2)
     plain = _engine(model).generate(prompts, samplings)
-    monkeypatch.setattr(engine, "FIRST_SLOTS", 1)  # the caches outgrow their first size
+    monkeypatch.setattr(batch, "FIRST_TOKENS", 1)  # the caches outgrow their first size
     drafted = _engine(model, drafter).generate(prompts, samplings)
     _assert_same(plain, drafted)
     assert _total(drafted, "accepted") > 20 and _total(drafted, "rejected") > 10, "a test of both needs both"
@@ -141,9 +142,8 @@ def _continuations(model, prompt, sampling):
     return found | ended
 
 
-def test_answers_have_exactly_the_distribution_of_the_target(biased_to, monkeypatch):
+def test_answers_have_exactly_the_distribution_of_the_target(biased_to):
     samples = 4096
-    monkeypatch.setattr(engine, "MAX_ROWS", samples)
     target = biased_to("<end_of_turn>")
     sampling = Sampling(temperature=1.5, top_k=4, repetition_penalty=1.2, frequency_penalty=0.4, max_output_tokens=3)
     prompt = target.prompt("the star")
@@ -151,7 +151,7 @@ def test_answers_have_exactly_the_distribution_of_the_target(biased_to, monkeypa
     drafter = DraftModel(_noisy(target, 0.5), target.config, length=2)
     rows = [dataclasses.replace(sampling, seed=seed) for seed in range(samples)]
     rows[0] = dataclasses.replace(sampling, temperature=0)
-    greedy, *results = _engine(target, drafter).generate([prompt] * samples, rows)
+    greedy, *results = _engine(target, drafter, samples).generate([prompt] * samples, rows)
     assert min(_total(results, "accepted"), _total(results, "rejected")) > samples / 4, "a test of both needs both"
     written = Counter(tuple(result.ids.tolist()) for result in results)
     assert set(written) <= set(expected) and min(map(len, written)) < 3

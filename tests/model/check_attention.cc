@@ -59,12 +59,12 @@ void check_codes(const Attention& a, const Floats& q, const Floats& mask) {
   const Keys<int8_t> in{codes[0].data(), codes[1].data(), scales[0].data(), scales[1].data()};
   formula(a, q, values[0], values[1], mask, none, &wanted);
   for (int64_t i = 0; i < a.B * a.K; i++) {
-    const int64_t head = i % a.K, first = i / a.K * a.S * a.K;
+    const int64_t head = i % a.K, b = i / a.K;
     Floats k_t(a.H * a.padded_keys()), plain(k_t), v(a.padded_keys() * a.padded_head()), w(v);
-    transpose_head(in.k + first * a.H, in.k_scale + first, a, head, k_t.data());
-    transpose_head(values[0].data() + first * a.H, nullptr, a, head, plain.data());
-    copy_head(in.v + first * a.H, in.v_scale + first, a, head, v.data());
-    copy_head(values[1].data() + first * a.H, nullptr, a, head, w.data());
+    transpose_head(in.k, in.k_scale, a, b, head, k_t.data());
+    transpose_head(values[0].data(), nullptr, a, b, head, plain.data());
+    copy_head(in.v, in.v_scale, a, b, head, v.data());
+    copy_head(values[1].data(), nullptr, a, b, head, w.data());
     for (size_t j = 0; j < k_t.size(); j++) expect("a key of codes", a, k_t[j], plain[j], 1e-6);
     for (size_t j = 0; j < v.size(); j++) expect("a value of codes", a, v[j], w[j], 1e-6);
   }
@@ -76,6 +76,28 @@ void check_codes(const Attention& a, const Floats& q, const Floats& mask) {
   for (size_t i = 0; i < out.size(); i++) expect("an output of codes", a, out[i], wanted[i], 1e-5);
 }
 
+void check_outputs(const Attention& a, const Keys<float>& in, const std::vector<uint8_t>& seen, const Floats& wanted, Floats& out, Floats& log_sum) {
+  for (int64_t b = 0; b < a.B; b++)
+    for (int64_t n = 0; n < a.N; n++) {
+      Floats k_t(a.H * a.padded_keys()), values(a.padded_keys() * a.padded_head());
+      transpose_head(in.k, nullptr, a, b, n / a.G(), k_t.data());
+      copy_head(in.v, nullptr, a, b, n / a.G(), values.data());
+      for (int64_t block = 0; block < a.query_blocks(); block++) {
+        Floats memory(forward_memory(a));
+        const uint8_t* visible = &seen[(b * a.query_blocks() + block) * a.key_blocks()];
+        forward(a, b, n, block, visible, k_t.data(), values.data(), memory.data(), out.data(), log_sum.data());
+      }
+    }
+  for (size_t i = 0; i < out.size(); i++) expect("an output", a, out[i], wanted[i], 1e-5);
+  if (a.T * a.G() > kFew) return;
+  std::fill(out.begin(), out.end(), NAN);
+  for (int64_t i = 0; i < a.B * a.K; i++) {
+    Floats memory(direct_memory(a));
+    forward_directly(a, in, i / a.K, i % a.K, memory.data(), out.data(), log_sum.data());
+  }
+  for (size_t i = 0; i < out.size(); i++) expect("an output of few", a, out[i], wanted[i], 1e-5);
+}
+
 void check(int64_t B, int64_t T, int64_t S, int64_t N, int64_t K, int64_t H) {
   Floats q = random(B * T * N * H), k = random(B * S * K * H), v = random(B * S * K * H), mask(B * T * S), d_out = random(B * T * N * H);
   for (int64_t i = 0; i < B * T * S; i++) mask[i] = i % S > i / S % T + S - T ? kMasked : 0.0f;
@@ -84,26 +106,22 @@ void check(int64_t B, int64_t T, int64_t S, int64_t N, int64_t K, int64_t H) {
   std::vector<uint8_t> seen(B * a.query_blocks() * a.key_blocks());
   for (int64_t i = 0; i < B * a.query_blocks(); i++) look(a, i / a.query_blocks(), i % a.query_blocks(), &seen[i * a.key_blocks()]);
   Floats out(q.size()), log_sum(B * N * T), d_q(q.size()), d_k(k.size()), d_v(v.size()), wanted(q.size());
-  for (int64_t b = 0; b < B; b++)
-    for (int64_t n = 0; n < N; n++) {
-      Floats k_t(H * a.padded_keys()), values(a.padded_keys() * a.padded_head());
-      transpose_head(in.k + b * S * K * H, nullptr, a, n / a.G(), k_t.data());
-      copy_head(in.v + b * S * K * H, nullptr, a, n / a.G(), values.data());
-      for (int64_t block = 0; block < a.query_blocks(); block++) {
-        Floats memory(forward_memory(a));
-        const uint8_t* visible = &seen[(b * a.query_blocks() + block) * a.key_blocks()];
-        forward(a, b, n, block, visible, k_t.data(), values.data(), memory.data(), out.data(), log_sum.data());
-      }
-    }
   formula(a, q, k, v, mask, d_out, &wanted);
-  for (size_t i = 0; i < out.size(); i++) expect("an output", a, out[i], wanted[i], 1e-5);
-  if (T * a.G() <= kFew) {
-    std::fill(out.begin(), out.end(), NAN);
-    for (int64_t i = 0; i < B * K; i++) {
-      Floats memory(direct_memory(a));
-      forward_directly(a, in, i / K, i % K, memory.data(), out.data(), log_sum.data());
+  check_outputs(a, in, seen, wanted, out, log_sum);
+  for (int64_t page : {1, 2, 5, 16}) {  // the same keys and values in pages, some of which are nobody's
+    if (S % page) continue;
+    const int64_t each = page * K * H, pages = B * S / page;
+    Floats in_pages[2] = {Floats((pages + 3) * each, NAN), Floats((pages + 3) * each, NAN)}, sums(log_sum);
+    std::vector<int32_t> table;
+    for (int64_t i = 0; i < pages; i++) {
+      table.push_back(static_cast<int32_t>(2 + (pages - i) % pages));
+      for (int j = 0; j < 2; j++) std::copy_n((j ? v : k).begin() + i * each, each, in_pages[j].begin() + table[i] * each);
     }
-    for (size_t i = 0; i < out.size(); i++) expect("an output of few", a, out[i], wanted[i], 1e-5);
+    Attention paged = a;
+    paged.table = table.data();
+    paged.P = page;
+    Floats again(q.size());
+    check_outputs(paged, Keys<float>{in_pages[0].data(), in_pages[1].data()}, seen, wanted, again, sums);
   }
   check_codes(a, q, mask);
   for (int64_t b = 0; b < B; b++)

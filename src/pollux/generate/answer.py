@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import PIL.Image
@@ -27,6 +27,7 @@ class Usage:
     rounds: int = 0  # passes of the model over a draft
     accepted: int = 0  # tokens of the output that were drafted
     rejected: int = 0  # those that stand in place of a drafted one
+    cached: int = field(default=0, compare=False)  # tokens of the prompt whose keys and values were still in the cache
 
     @property
     def prompt_tokens(self) -> int:
@@ -67,18 +68,26 @@ class Answer:
     def __init__(self, sampling: Sampling, usage: dict[str, int], vocabulary: Vocabulary, codec: PictureCodec | None):
         self.sampling, self.finish_reason = sampling, ""
         self._prompt_usage, self._vocabulary, self._codec = usage, vocabulary, codec
-        self._closings = [vocabulary.specials[name] for name in ("</draw>", "</call>", "</thought>") if name in vocabulary.specials]
+        self.cached = 0  # tokens of the prompt that were not computed again
+        spans = [name for name in ("draw", "call", "thought") if f"</{name}>" in vocabulary.specials]
+        self._openings = {vocabulary.specials[f"<{name}>"] for name in spans}
+        self._closings = {vocabulary.specials[f"</{name}>"] for name in spans}
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self._origins: list[int] = []
         self._closed: tuple[Part, ...] = ()  # parts up to the last closed drawing or call
         self._open_from = 0  # first id after them
+        self._text = _GrowingText(vocabulary)  # after them, up to the opening of a drawing or call
+        self._opened = False
+        self._looked_at = 0  # characters of the open text in which there is no stop string
         self._cut: int | None = None  # characters of the open text before a stop string
         self._sent = 0  # closed parts that `fresh` has returned
         self._sent_characters = 0  # of the text after those
 
-    def extend(self, ids: Iterable[int], logprobs: Iterable[float], origins: Iterable[int] = ()) -> None:
-        """Take the ids of one dispatch; those after the end are dropped. origins: of each id, if there is a draft (speculate.py)."""
+    def extend(self, ids: Iterable[int], logprobs: Iterable[float], origins: Iterable[int] = ()) -> int:
+        """Take the ids of one dispatch and return how many were taken; those after the end are dropped. origins: of each id, if there is a
+        draft (speculate.py)."""
+        before = len(self._ids)
         for i, logprob, origin in itertools.zip_longest(ids, logprobs, origins):
             if i < 0 or self.finish_reason:
                 break
@@ -89,12 +98,17 @@ class Answer:
             if i in self._closings:
                 self._closed += decode_parts(self._ids[self._open_from :], self._vocabulary, self._codec)
                 self._open_from = len(self._ids)
+                self._text, self._opened, self._looked_at = _GrowingText(self._vocabulary), False, 0
             elif i in self._vocabulary.stops:
                 self.finish_reason = "stop"
             else:
-                self._look_for_stop_strings()
+                self._opened |= i in self._openings
+                if not self._opened and i not in self._vocabulary.special_ids:
+                    self._text.append(i)
+                    self._look_for_stop_strings()
         if not self.finish_reason and len(self._ids) >= self.sampling.max_output_tokens:
             self.finish_reason = "length"
+        return len(self._ids) - before
 
     def fresh(self) -> tuple[Part, ...]:
         """What is certain since the last call: text that no further byte or stop string can change, whole pictures and calls."""
@@ -116,32 +130,53 @@ class Answer:
         output = {Modality.TEXT.name.lower(): len(ids) - drawn, Modality.DRAW.name.lower(): drawn}
         accepted, rejected = self._origins.count(ACCEPTED), self._origins.count(REPLACED)
         rounds = len(self._origins) - accepted + (self._origins[-1:] == [ACCEPTED])  # a round that was cut short has no last token
-        usage = Usage(self._prompt_usage, {name: number for name, number in output.items() if number}, rounds, accepted, rejected)
+        usage = Usage(
+            self._prompt_usage, {name: number for name, number in output.items() if number}, rounds, accepted, rejected, self.cached
+        )
         parts = (*self._closed, *([Text(tail)] if tail else []))
         return Result(parts, ids, np.array(self._logprobs, np.float32), self.finish_reason, usage)
 
     def _tail(self) -> str:
         """The text after the last closed part, cut before a stop string."""
-        parts = decode_parts(self._ids[self._open_from :], self._vocabulary, self._codec)
-        text = "".join(part.text for part in parts if isinstance(part, Text))
-        return text if self._cut is None else text[: self._cut]
+        return self._text.read() if self._cut is None else self._text.read()[: self._cut]
 
     def _look_for_stop_strings(self) -> None:
         if not self.sampling.stop:
             return
-        # A token has at least one byte, so a stop string that ends here lies within as many tokens as it has bytes.
-        longest = max(len(stop.encode()) for stop in self.sampling.stop)
-        recent = self._vocabulary.decode(self._ids[max(self._open_from, len(self._ids) - longest) :])
-        if any(stop in recent for stop in self.sampling.stop):
-            tail = self._tail()
-            found = [tail.index(stop) for stop in self.sampling.stop if stop in tail]
-            if found:
-                self._cut, self.finish_reason = min(found), "stop"
+        # What was there before the last token held none, so one that is there now ends among the newest characters.
+        text = self._text.read()
+        newest = max(0, self._looked_at - max(map(len, self.sampling.stop)))
+        found = [at for stop in self.sampling.stop if (at := text.find(stop, newest)) >= 0]
+        self._looked_at = len(text.rstrip("\ufffd"))
+        if found:
+            self._cut, self.finish_reason = min(found), "stop"
 
     def _certain(self, text: str) -> int:
         """Characters of an open text that stay as they are: not an unfinished UTF-8 sequence, not the start of a stop string."""
         whole = text.rstrip("\ufffd")
         return len(whole) - max((_overlap(whole, stop) for stop in self.sampling.stop), default=0)
+
+
+class _GrowingText:
+    """The text of ids that come one by one; what no later id can change is decoded once."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+        self._known = ""
+        self._last: list[int] = []  # the last id of the known text, since decoders may treat a first id in a way of its own
+        self._new: list[int] = []
+
+    def append(self, i: int) -> None:
+        self._new.append(i)
+
+    def read(self) -> str:
+        if not self._new:
+            return self._known
+        text = self._vocabulary.decode([*self._last, *self._new])[len(self._vocabulary.decode(self._last)) :]
+        if text.endswith("\ufffd"):
+            return self._known + text
+        self._known, self._last, self._new = self._known + text, self._new[-1:], []
+        return self._known
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,7 +1,8 @@
 """The compiled half of generation: prefill a cache with prompts, then feed and draw one token a row and step.
 
 A dispatch runs up to CHUNK steps on the device, so that Python costs little. The last token of a prompt is not prefilled but fed by
-the first step; hence every step is the same: feed a token, read logits, draw the next one.
+the first step; hence every step is the same: feed a token, read logits, draw the next one. What a dispatch needs of a row besides the
+cache is small, so the engine makes it anew whenever rows come or go.
 
 Guidance. A guided batch has a second half of rows that see `<bos><model>` and, of the answer, only the drawings: what the model would
 draw for no prompt at all. Inside a drawing the logits are unconditional + guidance * (conditional - unconditional) (Ho & Salimans 2022).
@@ -22,7 +23,7 @@ import numpy as np
 
 from pollux.generate.grammar import Grammar
 from pollux.generate.sampler import SamplerState, advance, sample
-from pollux.model.cache import Cache, CacheDtype, empty
+from pollux.model.cache import Cache
 from pollux.model.config import ModelConfig
 from pollux.model.decoder import hidden, logits
 from pollux.model.params import Params
@@ -31,6 +32,7 @@ from pollux.tokens.sequence import Inputs
 
 Array = Any  # numpy.ndarray or jax.Array
 CHUNK = 16  # most steps a dispatch
+TOP = 20  # alternatives that are reported of a token, if any are
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +45,22 @@ class State:
     drawing: Array  # int32 [B], see grammar.py
     left: Array  # int32 [B], tokens still to draw; 0 = the row has ended
     guidance: Array  # float32 [B, 1]
+    excluded: Array  # int32 [B, E], ids that a row must not write outside a drawing; V where there is none
+    allowed: Array  # uint32 [B, V / 32], the ids that constraints leave, a bit each, for one step
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Written:
+    """What a dispatch wrote. Rows may write different numbers of tokens."""
+
+    ids: Array  # int32 [B, n], -1 after what a row wrote
+    logprobs: Array  # float32 [B, n]
+    top_ids: Array  # int32 [B, n, TOP], best first
+    top_logprobs: Array  # float32 [B, n, TOP]
+    drawing: Array  # int32 [B], as in State, after it
+    position: Array  # int32 [R]
+    origins: Array | None = None  # int32 [B, n], see speculate.py
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
@@ -53,39 +71,73 @@ def prefill(params: Params, config: ModelConfig, inputs: Inputs, cache: Cache) -
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
-def decode(params: Params, config: ModelConfig, grammar: Grammar, state: State, ended: Array, steps: Array) -> tuple[State, Array, Array]:
+def decode(
+    params: Params, config: ModelConfig, grammar: Grammar, state: State, ended: Array, steps: Array, top: Array = False
+) -> tuple[State, Written]:
     """Up to `steps` <= CHUNK steps, fewer if all rows end. `ended` bool [B]: rows that the caller ended since the last call.
 
-    Returns the state, ids int32 [B, CHUNK] (-1 where a row drew nothing) and their log-probabilities float32 [B, CHUNK].
+    top: bool, whether to report the most probable ids of each step.
     """
     rows = state.token.shape[0]
     state = replace(state, left=jnp.where(ended, 0, state.left))
 
     def running(carry):
-        step, state, _, _ = carry
+        step, state, _ = carry
         return (step < steps) & jnp.any(state.left > 0)
 
     def body(carry):
-        step, state, ids, logprobs = carry
+        step, state, columns = carry
         active = state.left > 0
         state, scores = _feed(params, config, grammar, state, active)
-        scores = jnp.where(grammar.allowed(state.drawing), scores, -jnp.inf)
+        scores = allowed_scores(grammar, state, scores)
         drawn, logprob = sample(scores, state.sampler)
         left = jnp.where(active, state.left - 1, 0)
         left = jnp.where(jnp.isin(drawn, grammar.stops), 0, left)
         state = replace(
             state,
             sampler=advance(state.sampler, drawn, active & (drawn < grammar.first_code)),
-            token=drawn,
+            token=jnp.where(active, drawn, state.token),
             drawing=jnp.where(active, grammar.follow(state.drawing, drawn), state.drawing),
             left=left,
         )
-        ids = ids.at[:, step].set(jnp.where(active, drawn, -1))
-        return step + 1, state, ids, logprobs.at[:, step].set(logprob)
+        now = jnp.where(active, drawn, -1), logprob, *jax.lax.cond(top, _most_probable, _none, scores)
+        return step + 1, state, tuple(column.at[:, step].set(new) for column, new in zip(columns, now, strict=True))
 
-    start = (jnp.int32(0), state, jnp.full((rows, CHUNK), -1, jnp.int32), jnp.zeros((rows, CHUNK), jnp.float32))
-    _, state, ids, logprobs = jax.lax.while_loop(running, body, start)
-    return state, ids, logprobs
+    columns = (
+        jnp.full((rows, CHUNK), -1, jnp.int32),
+        jnp.zeros((rows, CHUNK), jnp.float32),
+        jnp.zeros((rows, CHUNK, TOP), jnp.int32),
+        jnp.zeros((rows, CHUNK, TOP), jnp.float32),
+    )
+    _, state, columns = jax.lax.while_loop(running, body, (jnp.int32(0), state, columns))
+    return state, Written(*columns, state.drawing, state.position)
+
+
+def allowed_scores(grammar: Grammar, state: State, scores: Array) -> Array:
+    """Logits [B, V] with -inf for what may not come next."""
+    scores = jnp.where(grammar.allowed(state.drawing), scores, -jnp.inf)
+    bits = (state.allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    left = bits.reshape(len(scores), -1)[:, : scores.shape[1]] > 0
+    scores = jnp.where(left | (state.drawing > 0)[:, None], scores, -jnp.inf)
+    return without(scores, state.drawing, state.excluded)
+
+
+def without(scores: Array, drawing: Array, excluded: Array) -> Array:
+    """Logits [B, V] with -inf for the excluded ids [B, E] of rows that do not draw, `drawing` int32 [B]."""
+    excluded = jnp.where(drawing[:, None] == 0, excluded, scores.shape[1])
+    return scores.at[jnp.arange(len(scores))[:, None], excluded].set(-jnp.inf, mode="drop")
+
+
+def _most_probable(scores: Array) -> tuple[Array, Array]:
+    """The ids int32 [B, TOP] of the largest logits [B, V] and their log-probabilities."""
+    best, ids = jax.lax.top_k(scores, min(TOP, scores.shape[1]))
+    missing = [(0, 0), (0, TOP - best.shape[1])]
+    best = jnp.pad(best - jax.nn.logsumexp(scores, -1, keepdims=True), missing, constant_values=-jnp.inf)
+    return jnp.pad(ids.astype(jnp.int32), missing), best
+
+
+def _none(scores: Array) -> tuple[Array, Array]:
+    return jnp.zeros((len(scores), TOP), jnp.int32), jnp.zeros((len(scores), TOP))
 
 
 def _feed(params: Params, config: ModelConfig, grammar: Grammar, state: State, active: Array) -> tuple[State, Array]:
@@ -106,30 +158,6 @@ def _feed(params: Params, config: ModelConfig, grammar: Grammar, state: State, a
         mixed = unconditional + state.guidance * (conditional - unconditional)
         scores = jnp.where(state.drawing[:, None] > 0, mixed, conditional)
     return replace(state, cache=out.cache, position=state.position + column[:, 0]), scores
-
-
-def filled(
-    params: Params, config: ModelConfig, inputs: Inputs, slots: int, spare: int = 0, kv_cache_dtype: CacheDtype | None = None
-) -> Cache:
-    """A cache with room for `slots` tokens a row that holds `inputs`; the last `spare` tokens of a row may be taken back.
-
-    kv_cache_dtype: as in `empty`."""
-    crosses = any(layer.cross_attention for layer in config.layers)
-    soft_slots = sum(soft.index.shape[1] for soft in inputs.soft.values()) or 1
-    cache = empty(config, len(inputs.ids), slots, cache_dtype(params), soft_slots if crosses else 0, spare, kv_cache_dtype)
-    return prefill(params, config, inputs, cache)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "slots", "spare"))
-def grow(config: ModelConfig, cache: Cache, slots: int, spare: int = 0) -> Cache:
-    """The same cache with room for `slots` tokens a row. Until a ring is full its slots are positions, so it grows like the others."""
-    rows, soft_slots = cache.soft.shape[:2]
-    larger = jax.eval_shape(lambda: empty(config, rows, slots, cache.soft.dtype, soft_slots, spare, cache.kv_cache_dtype))
-    leaves = [
-        jnp.pad(old, [(0, new - now) for now, new in zip(old.shape, target.shape, strict=True)])
-        for old, target in zip(jax.tree.leaves(cache), jax.tree.leaves(larger), strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(larger), leaves)
 
 
 def cache_dtype(params: Params) -> np.dtype:

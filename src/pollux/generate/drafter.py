@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pollux.generate.decode import State, cache_dtype, filled, grow
+from pollux.generate.decode import State, cache_dtype
 from pollux.generate.grammar import Grammar
-from pollux.generate.sampler import SamplerState, advance, most_probable, probabilities, sample
+from pollux.generate.sampler import SamplerState, advance, most_probable, probabilities
 from pollux.model.cache import Cache
 from pollux.model.config import ModelConfig
 from pollux.model.decoder import hidden, logits
 from pollux.model.params import Params
-from pollux.tokens import sequence as tokens
 from pollux.tokens.sequence import Inputs
 
 Array = Any  # numpy.ndarray or jax.Array
@@ -67,14 +66,11 @@ class LookUp:
     length: int = field(default=4, metadata={"static": True})  # G
     abstains: ClassVar[bool] = True  # often proposes nothing; then a pass over one token is faster
 
-    def start(self, prompts: Sequence[tokens.Sequence], inputs: Inputs, slots: int, most: int) -> Array:
-        """The history int32 [B, L] of prompts whose answers make them at most `most` tokens long."""
-        history = np.full((len(prompts), most), UNKNOWN, np.int32)
-        for row, prompt in zip(history, prompts, strict=True):
-            row[: len(prompt)] = prompt.ids
-        return history
-
-    def grow(self, history: Array, slots: int) -> Array:
+    def history(self, rows: Sequence[np.ndarray], longest: int) -> np.ndarray:
+        """The history int32 [B, L] of rows that were read and written so far, and become at most `longest` tokens long."""
+        history = np.full((len(rows), longest), UNKNOWN, np.int32)
+        for known, ids in zip(history, rows, strict=True):
+            known[: len(ids)] = ids
         return history
 
     def draft(self, history: Array, grammar: Grammar, state: State, number: Array) -> tuple[Array, Draft]:
@@ -115,14 +111,6 @@ class DraftModel:
     length: int = field(default=4, metadata={"static": True})  # G
     abstains: ClassVar[bool] = False
 
-    def start(self, prompts: Sequence[tokens.Sequence], inputs: Inputs, slots: int, most: int) -> DraftMemory:
-        """The memory of a model that has read `inputs`, all of each prompt but its last token."""
-        zero = np.zeros(len(prompts), np.int32)
-        return DraftMemory(filled(self.params, self.config, inputs, slots, self.length), zero, zero)
-
-    def grow(self, memory: DraftMemory, slots: int) -> DraftMemory:
-        return replace(memory, cache=grow(self.config, memory.cache, slots, self.length))
-
     def draft(self, memory: DraftMemory, grammar: Grammar, state: State, number: Array) -> tuple[DraftMemory, Draft]:
         """`number` int32 [B] tokens, each drawn as the target would draw it if it were the draft."""
         behind, active = memory.behind, number > 0
@@ -133,11 +121,8 @@ class DraftModel:
 
         def choose(newest, sampler, drawing):
             scores = jnp.where(grammar.allowed(drawing), logits(self.params, self.config, newest), -jnp.inf)
-            if sampler.random:
-                probs = probabilities(scores, sampler)
-                ids = draw(probs, sampler, 0)
-            else:
-                probs, ids = None, sample(scores, sampler)[0]
+            probs = probabilities(scores, sampler)
+            ids = draw(probs, sampler, 0)
             return ids, probs, advance(sampler, ids, ids < grammar.first_code), grammar.follow(drawing, ids)
 
         def step(carry, i):

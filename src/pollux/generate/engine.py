@@ -1,39 +1,73 @@
-"""Batches of prompts -> answers: fits prompts into a few compiled shapes, keeps the cache large enough and drives the dispatches.
+"""Requests in, answers out: continuous batching over a paged cache.
 
-Shapes are powers of two (rows, prompt length, cache slots, soft tokens), so that few programs are compiled however prompts vary.
+A step admits what waits, prefills a chunk, and lets every row that has read its prompt write a few tokens (batch.py). Rows come and go
+between steps, and a row's answer does not depend on its company. `start` runs the steps on a thread of their own; until then `generate`,
+`stream` and `hold` run them in the caller's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from pollux.generate.answer import Answer, Result
-from pollux.generate.decode import CHUNK, State, decode, filled, grow
-from pollux.generate.drafter import Drafter
+from pollux.generate.answer import Result
+from pollux.generate.batch import Batch
+from pollux.generate.dispatch import Dispatcher
+from pollux.generate.drafter import Drafter, DraftModel
 from pollux.generate.grammar import grammar
-from pollux.generate.prompts import bucket, padded_inputs, plain, unconditional_prompt
-from pollux.generate.sampler import Sampling, sampler_state
-from pollux.generate.speculate import Speculation, speculate
-from pollux.model.cache import CacheDtype
+from pollux.generate.memory import Memory
+from pollux.generate.requests import Cancelled, Job, Piece, Request
+from pollux.generate.rows import Reading
+from pollux.generate.sampler import Sampling
+from pollux.generate.settings import EngineSettings
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params
 from pollux.tokens import sequence as tokens
-from pollux.tokens.interleave import PictureCodec, count
+from pollux.tokens.interleave import PictureCodec
 from pollux.tokens.vocabulary import Vocabulary
 
-MAX_ROWS = 64
-MAX_SLOTS = 2**17  # cache slots of a batch, rows x length
-MAX_SCORES = 2**25  # pairs of positions that a prefill compares in one head, rows x length^2
-FIRST_SLOTS = 256  # a cache starts with room for this length, unless the answers cannot become so long, and doubles when it is full
-STREAM_STEPS = 4  # steps a dispatch while somebody watches
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the engine does at a moment, and what it has done since it was made."""
+
+    waiting: int  # requests
+    rows: int  # answers that are being written
+    pages: int  # of the KV cache
+    pages_used: int
+    pages_kept: int  # that nobody uses but that hold a prefix
+    prompt_tokens: int
+    cached_tokens: int  # of those, how many were still in the cache
+    output_tokens: int
+
+
+class Context:
+    """The pages of a prompt, kept until `release`."""
+
+    def __init__(self, engine: Engine, reading: Reading):
+        self._engine, self._reading = engine, reading
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are kept, whole pages."""
+        return self._reading.wanted
+
+    def release(self) -> None:
+        lease, self._reading.lease = self._reading.lease, None
+        if lease is not None:
+            self._engine.run_between_steps(lease.release)
 
 
 class Engine:
-    """Generates with one model. Prompts are sequences as `encode_prompt` makes them. A drafter makes it faster, but for guided batches.
-    `kv_cache_dtype` keeps keys and values in 8 bits each."""
+    """Generates with one model. Prompts are sequences as `encode_prompt` makes them. A drafter makes it faster, but for guided and
+    constrained answers."""
 
     def __init__(
         self,
@@ -42,105 +76,130 @@ class Engine:
         vocabulary: Vocabulary,
         codec: PictureCodec | None = None,
         drafter: Drafter | None = None,
-        kv_cache_dtype: CacheDtype | None = None,
+        settings: EngineSettings = EngineSettings(),
     ):
         if vocabulary.size > config.vocab_size:
             raise ValueError(f"the vocabulary has {vocabulary.size} ids but model {config.name!r} only {config.vocab_size}")
-        self.params, self.config, self.vocabulary, self.codec = params, config, vocabulary, codec
-        self.drafter, self.kv_cache_dtype = drafter, kv_cache_dtype
+        self.vocabulary, self.codec, self.settings = vocabulary, codec, settings
         num_codes = 0 if codec is None else codec.encode(np.zeros((1, *codec.size, 3), np.uint8)).shape[1]
-        self._grammar = grammar(vocabulary, config.vocab_size, num_codes)
+        allowed = grammar(vocabulary, config.vocab_size, num_codes)
+
+        def dispatcher(slots: int, chunk: int) -> Dispatcher:
+            def memory(params: Params, config: ModelConfig) -> Memory:
+                return Memory(params, config, settings.max_rows, chunk, slots, settings.kv_cache_dtype)
+
+            draft = memory(drafter.params, drafter.config) if isinstance(drafter, DraftModel) else None
+            return Dispatcher(memory(params, config), allowed, vocabulary, drafter, draft)
+
+        self._batch = Batch(settings, vocabulary, codec, dispatcher)
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
 
     def generate(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling]) -> list[Result]:
-        """One result a prompt, in order. A result does not depend on the other prompts. Prompts of like length share a batch."""
-        order = sorted(range(len(prompts)), key=lambda i: (samplings[i].guidance != 1, len(prompts[i])))
-        results: dict[int, Result] = {}
-        while order:
-            length = bucket(max(len(prompts[i]) for i in order[:MAX_ROWS]))
-            slots = bucket(max(len(prompts[i]) + samplings[i].max_output_tokens for i in order[:MAX_ROWS]))
-            rows = max(1, min(MAX_ROWS, MAX_SLOTS // slots, MAX_SCORES // length**2))
-            batch, order = order[:rows], order[rows:]
-            answers = self._answers(prompts, samplings, batch)
-            for _ in self._run([prompts[i] for i in batch], answers, CHUNK):
-                pass
-            results |= {i: answer.result() for i, answer in zip(batch, answers, strict=True)}
-        return [results[i] for i in range(len(prompts))]
+        """One result a prompt, in order. A result does not depend on the other prompts."""
+        jobs = [Job(Request(prompt, sampling)) for prompt, sampling in zip(prompts, samplings, strict=True)]
+        for job in jobs:
+            self._batch.check(job.request)
+        self._batch.reserve([job.request for job in jobs])
+        for job in jobs:
+            self._batch.queue.push(job, limited=False)
+        self._run_until(lambda: all(job.done for job in jobs))
+        return [job.results()[0] for job in jobs]
 
-    def stream(self, prompt: tokens.Sequence, sampling: Sampling) -> Iterator[Answer]:
-        """The growing answer to one prompt, after every few tokens; the same tokens as `generate`."""
-        answers = self._answers([prompt], [sampling], [0])
-        for _ in self._run([prompt], answers, STREAM_STEPS):
-            yield answers[0]
+    def stream(self, prompt: tokens.Sequence, sampling: Sampling) -> Iterator[Piece]:
+        """The answer to one prompt, piece by piece; the same tokens as `generate`."""
+        job = self.submit(Request(prompt, sampling))
+        try:
+            while not job.done:
+                self._run_until(lambda: job.done or job.has_pieces)
+                yield from job.take()
+            job.results()
+            yield from job.take()
+        finally:
+            job.cancel()
 
-    def _answers(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling], batch: Sequence[int]) -> list[Answer]:
-        return [Answer(samplings[i], count(prompts[i]), self.vocabulary, self.codec) for i in batch]
+    def submit(self, request: Request, notify: Callable[[Job], None] | None = None) -> Job:
+        """Put a request into the queue. Raises Overloaded if that is full, ValueError for a request that can never be served."""
+        self._batch.check(request)
+        if self._closing:
+            raise Cancelled("the engine is closing")
+        job = Job(request, notify)
+        self._batch.queue.push(job)
+        self._notice()
+        return job
 
-    def _run(self, prompts: Sequence[tokens.Sequence], answers: Sequence[Answer], steps: int) -> Iterator[None]:
-        """Extend the answers, dispatch by dispatch, until all have ended."""
-        samplings = [answer.sampling for answer in answers]
-        drafter = self._chosen_drafter(samplings)
-        spare = drafter.length if drafter else 0  # tokens that a dispatch may write beyond its steps
-        used = max(map(len, prompts))
-        most = _longest(prompts, samplings)
-        slots = bucket(min(most, max(used + CHUNK + spare, FIRST_SLOTS)))
-        state = self._start(prompts, samplings, slots)
-        spare_rows = bucket(len(prompts)) - len(prompts)
-        while not all(answer.finish_reason for answer in answers):
-            if min(used + steps + spare, most) > slots:
-                slots *= 2
-                state = self._grow(state, slots)
-            ended = np.array([bool(answer.finish_reason) for answer in answers] + [True] * spare_rows)
-            state, *columns = self._dispatch(state, ended, steps)
-            columns = [np.asarray(column).tolist() for column in columns]
-            used += max(sum(i >= 0 for i in ids) for ids in columns[0])
-            for answer, *row in zip(answers, *columns, strict=False):
-                answer.extend(*row)
-            yield
+    def hold(self, prompt: tokens.Sequence) -> Context:
+        """Read a prompt and keep what its whole pages hold, so that requests that begin with it start behind them.
 
-    def _dispatch(self, state: State | Speculation, ended: np.ndarray, steps: int) -> tuple:
-        """The new state, then [B, n] ids, log-probabilities and, after speculation, origins."""
-        if isinstance(state, Speculation):
-            assert self.drafter is not None
-            return speculate(self.params, self.config, self.drafter, self._grammar, state, ended, np.int32(steps))
-        return decode(self.params, self.config, self._grammar, state, ended, np.int32(steps))
+        Raises Overloaded if there is no room for them.
+        """
+        self._batch.check(Request(prompt, Sampling(max_output_tokens=1)))
+        holding = self._batch.hold(prompt)
+        self._run_until(holding.ended.is_set)
+        if holding.error is not None:
+            raise holding.error
+        return Context(self, holding.reading)
 
-    def _grow(self, state: State | Speculation, slots: int) -> State | Speculation:
-        if isinstance(state, Speculation):
-            assert self.drafter is not None
-            return state.grow(self.config, self.drafter, slots)
-        return replace(state, cache=grow(self.config, state.cache, slots))
+    def stats(self) -> Stats:
+        batch = self._batch
+        pool = max(batch.dispatcher.memory.ledger.pools.values(), key=len)
+        totals = batch.prompt_tokens, batch.cached_tokens, batch.output_tokens
+        return Stats(batch.waiting, len(batch.rows), len(pool), len(pool) - pool.available, pool.kept, *totals)
 
-    def _chosen_drafter(self, samplings: Sequence[Sampling]) -> Drafter | None:
-        return None if any(sampling.guidance != 1 for sampling in samplings) else self.drafter
+    def warm(self, progress: Callable[[int, int], None] = lambda done, number: None) -> None:
+        """Compile the programs that requests will need, before `start`. progress(done, number) is called after each."""
+        programs = self._batch.programs()
+        for done, program in enumerate(programs):
+            progress(done, len(programs))
+            program()
+        progress(len(programs), len(programs))
 
-    def _start(self, prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling], slots: int) -> State | Speculation:
-        """Prefill everything but the last token of each prompt; rows beyond the prompts stay empty."""
-        rows, most = bucket(len(prompts)), _longest(prompts, samplings)
-        spare = rows - len(prompts)  # they start ended
-        prompts, samplings = [*prompts, *[plain([0])] * spare], [*samplings, *[Sampling(temperature=0)] * spare]
-        packed = list(prompts)
-        position = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
-        guided = any(s.guidance != 1 for s in samplings)
-        if guided:
-            nothing = unconditional_prompt(self.vocabulary)
-            packed += [nothing] * rows
-            position = np.concatenate([position, np.full(rows, len(nothing), np.int32)])
-        inputs = padded_inputs(packed)
-        inputs.segment[np.arange(rows), position[:rows]] = 0  # the last token is for the first step
-        words = [prompt.ids[prompt.ids < self.vocabulary.code_offset] for prompt in prompts]  # penalties leave image codes alone
-        drafter = self._chosen_drafter(samplings)
-        state = State(
-            cache=filled(self.params, self.config, inputs, slots, drafter.length if drafter else 0, self.kv_cache_dtype),
-            sampler=sampler_state(samplings, words, self.config.vocab_size),
-            token=np.array([prompt.ids[-1] for prompt in prompts], np.int32),
-            position=position,
-            drawing=np.zeros(rows, np.int32),
-            left=np.array([s.max_output_tokens for s in samplings], np.int32),
-            guidance=np.array([[s.guidance] for s in samplings], np.float32),
-        )
-        return Speculation(state, drafter.start(prompts, inputs, slots, bucket(most))) if drafter else state
+    def start(self) -> None:
+        """Run the steps on a thread of their own until `close`."""
+        assert self._thread is None, "the engine runs already"
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
 
+    def close(self, drain: float = 30.0) -> None:
+        """Take no more requests, give those that are there `drain` seconds to end, cancel the others."""
+        self._closing = True
+        end = time.monotonic() + drain
+        while self._thread is not None and self._batch.busy and time.monotonic() < end:
+            time.sleep(0.01)
+        self._batch.cancel_all()
+        self._notice()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
-def _longest(prompts: Sequence[tokens.Sequence], samplings: Sequence[Sampling]) -> int:
-    """Tokens of the longest prompt with its answer, if that takes all tokens it may."""
-    return max(len(prompt) + sampling.max_output_tokens for prompt, sampling in zip(prompts, samplings, strict=True))
+    def run_between_steps(self, command: Callable[[], None]) -> None:
+        """Have something done by the thread that owns the pages."""
+        self._batch.commands.append(command)
+        self._notice()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._batch.busy or self._batch.commands or self._closing)
+            if self._closing and not self._batch.busy:
+                return
+            try:
+                self._batch.step()
+            except Exception as error:
+                log.exception("a step of the engine failed")
+                self._batch.fail(error)
+            self._notice()
+
+    def _run_until(self, done: Callable[[], bool]) -> None:
+        if self._thread is None:
+            while not done():
+                self._batch.step(patient=True)
+            return
+        self._notice()
+        with self._wake:
+            self._wake.wait_for(done)
+
+    def _notice(self) -> None:
+        with self._wake:
+            self._wake.notify_all()

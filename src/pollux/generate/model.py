@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pollux.content import Content, Document, Part, Text, to_contents
-from pollux.generate.answer import Answer, Result
+from pollux.generate.answer import Result
 from pollux.generate.decode import cache_dtype
 from pollux.generate.drafter import Drafter, DraftModel, LookUp
 from pollux.generate.engine import Engine
 from pollux.generate.prompts import padded_inputs, plain
+from pollux.generate.requests import Piece
 from pollux.generate.sampler import Sampling
+from pollux.generate.settings import EngineSettings
 from pollux.media import Limits
 from pollux.model import decoder, folder, huggingface, low_rank
 from pollux.model.cache import DTYPES, CacheDtype
@@ -93,6 +95,11 @@ class Model:
         variables = _take_variables(sampling)
         return Stream(self._engine.stream(self.prompt(contents, **variables), self._sampling(sampling)))
 
+    def engine(self, settings: EngineSettings = EngineSettings()) -> Engine:
+        """An engine of its own for many requests at once, which serves what `generate` would answer."""
+        settings = dataclasses.replace(settings, kv_cache_dtype=self.kv_cache_dtype)
+        return Engine(self.params, self.config, self._words, self.codec, self._drafter, settings)
+
     def prompt(self, contents: Any, **variables: Any) -> tokens.Sequence:
         """The sequence that the model continues: the contents and the opening of a model turn. variables: `tools` and `enable_thinking`,
         as in `generate`."""
@@ -148,7 +155,7 @@ class Model:
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        return Engine(self.params, self.config, self._words, self.codec, self._drafter, self.kv_cache_dtype)
+        return self.engine()
 
     def _checked_draft(self, draft: Model | str | None) -> Drafter | None:
         if draft is None:
@@ -192,15 +199,14 @@ class Model:
 class Stream:
     """Iterates over the parts of an answer as they are written, text in pieces; `result` is there once it has ended."""
 
-    def __init__(self, answers: Iterator[Answer]):
-        self._answers = answers
+    def __init__(self, pieces: Iterator[Piece]):
+        self._pieces = pieces
         self.result: Result | None = None
 
     def __iter__(self) -> Iterator[Part]:
-        for answer in self._answers:
-            if answer.finish_reason:
-                self.result = answer.result()
-            yield from answer.fresh()
+        for piece in self._pieces:
+            self.result = piece.result
+            yield from piece.parts
 
 
 def load(

@@ -9,7 +9,7 @@ import collections
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from pollux.content import Part
 from pollux.generate.answer import Result
 from pollux.generate.sampler import Sampling
 from pollux.tokens.sequence import Sequence
+
+Top = tuple[tuple[int, float], ...]  # alternatives to a token, (id, log-probability), the most probable first
 
 
 class Overloaded(RuntimeError):
@@ -56,7 +58,7 @@ class Request:
     owner: str = ""  # owners take turns in the queue
     priority: int = 0  # lower goes first, before all turns
     deadline: float | None = None  # time.monotonic()
-    context: Any = None  # a Context of Engine.hold that the prompt begins with
+    excluded: tuple[int, ...] = ()  # at most 4 ids that are not written, such as <draw> where only text is wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +69,7 @@ class Piece:
     parts: tuple[Part, ...]
     ids: tuple[int, ...]  # tokens since the piece before; those of the text may come in a later piece
     logprobs: tuple[float, ...]
-    top: tuple[
-        tuple[tuple[int, float], ...], ...
-    ]  # per token, (id, log-probability), best first; () if not asked for
+    top: tuple[Top, ...]  # of each token; () if not asked for
     finish_reason: str = ""  # "stop" or "length" in the last piece of a candidate
     result: Result | None = None  # in the last piece of a candidate
 
@@ -90,6 +90,16 @@ class Job:
     def done(self) -> bool:
         """No more pieces will come; those that did may still wait to be taken."""
         return self._ended.is_set()
+
+    @property
+    def has_pieces(self) -> bool:
+        """Whether `take` has something to give."""
+        return bool(self._pieces)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether all candidates have a result."""
+        return all(result is not None for result in self._results)
 
     def take(self) -> list[Piece]:
         """The pieces that came since the last call."""

@@ -55,7 +55,7 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SamplerState:
-    """Settings and history of every row. The static flags leave out of the compiled step what no row asks for."""
+    """Settings and history of every row. Penalties are left out of the compiled step if no row asks for them."""
 
     seed: Array  # uint32 [B]
     drawn: Array  # int32 [B], tokens drawn so far
@@ -68,8 +68,6 @@ class SamplerState:
     frequency_penalty: Array
     counts: Array  # int32 [B, V], occurrences in the output; [B, 0] without penalties
     in_prompt: Array  # bool [B, V]; [B, 0] without penalties
-    random: bool = field(metadata={"static": True})  # some row has temperature > 0
-    filtered: bool = field(metadata={"static": True})  # some row has top_k, top_p or min_p
     penalized: bool = field(metadata={"static": True})
 
 
@@ -97,8 +95,6 @@ def sampler_state(samplings: Sequence[Sampling], prompts: Sequence[np.ndarray], 
         frequency_penalty=column("frequency_penalty", np.float32),
         counts=np.zeros((rows, width), np.int32),
         in_prompt=in_prompt,
-        random=any(s.temperature > 0 for s in samplings),
-        filtered=any(s.temperature > 0 and (s.top_k > 0 or s.top_p < 1 or s.min_p > 0) for s in samplings),
         penalized=penalized,
     )
 
@@ -110,9 +106,13 @@ def sample(logits: Array, state: SamplerState) -> tuple[Array, Array]:
     """
     scores = _penalize(logits, state) if state.penalized else logits
     ids = most_probable(scores)
-    if state.random:
+    random = state.temperature[:, 0] > 0
+
+    def drawn() -> Array:
         noise = jax.vmap(_gumbel, in_axes=(0, 0, None))(state.seed, state.drawn, logits.shape[-1])
-        ids = jnp.where(state.temperature[:, 0] > 0, most_probable(_scaled(scores, state) + noise), ids)
+        return jnp.where(random, most_probable(_scaled(scores, state) + noise), ids)
+
+    ids = jax.lax.cond(jnp.any(random), drawn, lambda: ids)
     return ids, logprobs_of(logits, ids)
 
 
@@ -149,7 +149,8 @@ def advance(state: SamplerState, ids: Array, counted: Array) -> SamplerState:
 def _scaled(scores: Array, state: SamplerState) -> Array:
     """Logits [B, V] of the distribution that a row with temperature > 0 draws from, given its penalized scores."""
     scaled = (scores - scores.max(-1, keepdims=True)) / jnp.where(state.temperature > 0, state.temperature, 1)
-    return jnp.where(_kept(jax.nn.softmax(scaled), state), scaled, -jnp.inf) if state.filtered else scaled
+    filtered = (state.temperature > 0) & ((state.top_k < scores.shape[-1]) | (state.top_p < 1) | (state.min_p > 0))
+    return jax.lax.cond(jnp.any(filtered), lambda: jnp.where(_kept(jax.nn.softmax(scaled), state), scaled, -jnp.inf), lambda: scaled)
 
 
 def _gumbel(seed: Array, drawn: Array, size: int) -> Array:

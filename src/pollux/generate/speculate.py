@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from pollux.generate.answer import ACCEPTED, OWN, REPLACED
-from pollux.generate.decode import CHUNK, State, cache_dtype, grow
+from pollux.generate.decode import CHUNK, TOP, State, Written, cache_dtype, without
 from pollux.generate.drafter import Draft, Drafter, append, draw, key
 from pollux.generate.grammar import Grammar
 from pollux.generate.sampler import SamplerState, advance, logprobs_of, probabilities, sample
@@ -40,21 +40,14 @@ class Speculation:
     state: State
     memory: Any  # of the drafter
 
-    def grow(self, config: ModelConfig, drafter: Drafter, slots: int) -> Speculation:
-        """The same with room for `slots` tokens a row."""
-        return Speculation(
-            replace(self.state, cache=grow(config, self.state.cache, slots, drafter.length)), drafter.grow(self.memory, slots)
-        )
-
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("speculation",))
 def speculate(
     params: Params, config: ModelConfig, drafter: Drafter, grammar: Grammar, speculation: Speculation, ended: Array, steps: Array
-) -> tuple[Speculation, Array, Array, Array]:
+) -> tuple[Speculation, Written]:
     """Rounds until a row has written `steps` <= CHUNK tokens or all have ended. `ended` bool [B]: rows that the caller ended since.
 
-    Returns the state, ids int32 [B, CHUNK + G] (-1 after what a row wrote), their log-probabilities float32 and where they came
-    from int32: OWN, ACCEPTED or REPLACED.
+    Rows write up to CHUNK + G tokens; `origins` are OWN, ACCEPTED or REPLACED.
     """
     shape = ended.shape[0], CHUNK + drafter.length
     state = speculation.state
@@ -71,7 +64,8 @@ def speculate(
 
     columns = jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
     speculation, _, ids, logprobs, origins = jax.lax.while_loop(running, body, (speculation, jnp.zeros(shape[0], jnp.int32), *columns))
-    return speculation, ids, logprobs, origins
+    state, none = speculation.state, jnp.zeros((*shape, TOP))
+    return speculation, Written(ids, logprobs, none.astype(jnp.int32), none, state.drawing, state.position, origins)
 
 
 def _round(params: Params, config: ModelConfig, drafter: Drafter, grammar: Grammar, speculation: Speculation):
@@ -96,6 +90,7 @@ def _round(params: Params, config: ModelConfig, drafter: Drafter, grammar: Gramm
     )
     drawing, counts = _along(grammar, state, draft)
     scores = jnp.where(jax.vmap(grammar.allowed, 1, 1)(drawing), scores, -jnp.inf)
+    scores = jax.vmap(lambda s, d: without(s, d, state.excluded), 1, 1)(scores, drawing)
     number, ids, logprobs = _check(scores, state.sampler, counts, draft)
 
     stopped = jnp.isin(ids, grammar.stops) & (step <= number[:, None])

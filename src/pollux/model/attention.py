@@ -116,10 +116,13 @@ class Sight:
 
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values [B, S, K, H] of a layer that another one may share, which a layer of a stack is not."""
+    """Keys and values [B, S, K, H] of a layer, or what they are taken from: layer `index` of a stack, and pages [N, P, K, H] by a table
+    [B, M]."""
 
     k: jax.Array | Rounded
     v: jax.Array | Rounded
+    index: jax.Array | None = None
+    table: jax.Array | None = None
 
 
 def self_attention(
@@ -139,11 +142,12 @@ def self_attention(
     Returns the output [B, T, D], the updated cache, and the keys and values.
     """
     q, k, v = project(params, a, x_BTD, positions.position, angles, eps)
-    index = None
     if shared is not None:
-        k, v = shared.k, shared.v
+        seen = shared
     elif cache is not None:
-        cache, k, v, index = cache.extend(k, v, positions)
+        cache, seen = cache.extend(k, v, positions)
+    else:
+        seen = KeysValues(k, v)
     bias = gaussian_prior(params["log_sigma"], positions.position, sight.position) if a.gaussian_prior else None
-    out = attend(q, k, v, sight.mask, a.scale or a.head_dim**-0.5, a.soft_cap, bias, index)
-    return output(params, a, out), cache, KeysValues(k, v)
+    out = attend(q, seen.k, seen.v, sight.mask, a.scale or a.head_dim**-0.5, a.soft_cap, bias, seen.index, seen.table)
+    return output(params, a, out), cache, seen

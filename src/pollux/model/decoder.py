@@ -20,7 +20,9 @@ from pollux.model.layers import activation, feed_forward, norm, sinusoids
 from pollux.model.matmul import matmul
 from pollux.model.spec import Params
 from pollux.model.weight import Stacked, Weight
-from pollux.tokens.sequence import Inputs
+from pollux.tokens.sequence import Inputs, SoftBatch
+
+EMBEDDED = "embedded"  # in Inputs.soft: soft tokens of any modality, as `embedded` made them
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +65,8 @@ def hidden(
     soft_positions = _soft_positions(group_positions, soft_index)
     if cache is not None and cache.soft.shape[1]:
         cache = _keep_soft(cache, soft, soft_positions)
-        soft, soft_positions = cache.soft, _kept_positions(cache.soft_index)
+        own = slice(None) if cache.rows is None else cache.rows
+        soft, soft_positions = cache.soft[own], _kept_positions(cache.soft_index[own])
     context = _Context(
         positions, _sights(config, positions, cache), _angles(config, inputs.position), soft, soft_positions, group_positions
     )
@@ -108,6 +111,14 @@ def hidden(
         cache = replace(cache, groups=new_groups, tail=tuple(new_tail))
     expert_layers = sum(layer.experts is not None for layer in config.layers)
     return Output(x, cache, balance / max(expert_layers, 1))
+
+
+def embedded(params: Params, config: ModelConfig, name: str, batch: SoftBatch, dtype) -> jax.Array:
+    """Soft tokens [G, N, D] of one modality. `hidden` takes them in place of raw features, as `inputs.soft[EMBEDDED]`."""
+    soft = next((s for s in config.soft_inputs if s.name == name), None)
+    if soft is None:
+        raise ValueError(f"model {config.name!r} has no input for {name}: add it to soft_inputs")
+    return embed_soft(params["soft"], config, soft, batch, dtype)
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -162,7 +173,10 @@ def _embed(params: Params, config: ModelConfig, inputs: Inputs, dtype):
             if s.name in inputs.soft:
                 soft.append(embed_soft(params["soft"], config, s, inputs.soft[s.name], dtype))
                 index.append(inputs.soft[s.name].index)
-        unknown = set(inputs.soft) - {s.name for s in config.soft_inputs}
+        if EMBEDDED in inputs.soft:
+            soft.append(inputs.soft[EMBEDDED].features.astype(dtype))
+            index.append(inputs.soft[EMBEDDED].index)
+        unknown = set(inputs.soft) - {s.name for s in config.soft_inputs} - {EMBEDDED}
         if unknown:
             raise ValueError(f"model {config.name!r} has no input for {', '.join(sorted(unknown))}: add it to soft_inputs")
         soft_GND, index_GN = jnp.concatenate(soft, 1), jnp.concatenate(index, 1)
@@ -289,10 +303,10 @@ def _soft_positions(positions: Positions, index_GN: jax.Array) -> Positions:
 
 def _keep_soft(cache: Cache, soft_BND: jax.Array, at: Positions) -> Cache:
     """Append the soft tokens of this chunk to those that the cache holds."""
-    used = jnp.sum(cache.soft_index >= 0, 1, keepdims=True)
     real = at.segment > 0
+    rows = (jnp.arange(len(real)) if cache.rows is None else cache.rows)[:, None]
+    used = jnp.sum(cache.soft_index[rows[:, 0]] >= 0, 1, keepdims=True)
     slot = jnp.where(real, used + jnp.cumsum(real, 1) - 1, cache.soft_index.shape[1])
-    rows = jnp.arange(slot.shape[0])[:, None]
     return replace(
         cache,
         soft=cache.soft.at[rows, slot].set(soft_BND.astype(cache.soft.dtype), mode="drop"),

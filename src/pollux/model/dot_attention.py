@@ -60,22 +60,25 @@ def additive_mask(mask_BTS: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(jnp.where(mask_BTS, 0.0, MASKED))
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0, bias_BNTS=None, index=None) -> jax.Array:
+def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0, bias_BNTS=None, index=None, table_BM=None) -> jax.Array:
     """Attention output [B, T, N, H] in q's dtype; a query that sees nothing gets zeros.
 
     mask_BTS: from additive_mask. soft_cap > 0: scores become cap * tanh(scores / cap). bias_BNTS: added to the scores (differentiable).
     k, v: arrays, or Rounded without a gradient. index: int32 scalar, which layer it is if they are stacks of layers (no gradient).
+    table_BM: if keys and values lie in pages [N, P, K, H], those of each row, S = M P (no gradient).
     """
     kernels = not soft_cap and bias_BNTS is None and has_kernels()
-    if index is not None and not (kernels and k_BSKH.dtype in (jnp.float32, jnp.int8)):
-        k_BSKH, v_BSKH, index = k_BSKH[index], v_BSKH[index], None
+    if not (kernels and k_BSKH.dtype in (jnp.float32, jnp.int8)):
+        k_BSKH, v_BSKH = (_gathered(x, index, table_BM) for x in (k_BSKH, v_BSKH))
+        index = table_BM = None
+    where = jnp.int32(0) if index is None else index, jnp.arange(len(q_BTNH), dtype=jnp.int32)[:, None] if table_BM is None else table_BM
     if isinstance(k_BSKH, Rounded) and kernels and k_BSKH.dtype == jnp.int8:
-        return _attend_rounded_on_cpu(q_BTNH, k_BSKH, v_BSKH, jnp.int32(0) if index is None else index, mask_BTS, scale)
+        return _attend_rounded_on_cpu(q_BTNH, k_BSKH, v_BSKH, *where, mask_BTS, scale)
     if isinstance(k_BSKH, Rounded):
         k_BSKH, v_BSKH = k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype)
     if kernels:
         q, k, v = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
-        return _attend_on_cpu(q, k, v, jnp.int32(0) if index is None else index, mask_BTS, scale).astype(q_BTNH.dtype)
+        return _attend_on_cpu(q, k, v, *where, mask_BTS, scale).astype(q_BTNH.dtype)
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
@@ -86,6 +89,15 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale: float, soft_cap: float = 0.0
     else:
         out = _attend(q, k, v, mask_BTS, scale)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
+def _gathered(x: jax.Array | Rounded, index, table_BM) -> jax.Array | Rounded:
+    """[B, S, K, H] from a stack of layers, from pages, or from both."""
+    if table_BM is not None:
+        return jax.tree.map(
+            lambda leaf: leaf.reshape(len(table_BM), -1, *leaf.shape[3:]), x[(*([] if index is None else [index]), table_BM)]
+        )
+    return x if index is None else x[index]
 
 
 def attend_within(q_BTNH, k_BTKH, v_BTKH, segment_BT, scale: float) -> jax.Array:
@@ -129,15 +141,16 @@ def has_kernels() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1 and native.attention() is not None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend_on_cpu(q_BTNH, k_BSKH, v_BSKH, index, mask_BTS, scale):
-    return _attend_on_cpu_forward(q_BTNH, k_BSKH, v_BSKH, index, mask_BTS, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend_on_cpu(q_BTNH, k_BSKH, v_BSKH, index, table_BM, mask_BTS, scale):
+    return _attend_on_cpu_forward(q_BTNH, k_BSKH, v_BSKH, index, table_BM, mask_BTS, scale)[0]
 
 
-def _attend_on_cpu_forward(q, k, v, index, mask, scale):
+def _attend_on_cpu_forward(q, k, v, index, table, mask, scale):
     B, T, N, _ = q.shape
     shapes = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, N, T), q.dtype))
-    out, log_sum = jax.ffi.ffi_call("pollux_attention", shapes, vmap_method="sequential")(q, k, v, index, mask, scale=np.float32(scale))
+    call = jax.ffi.ffi_call("pollux_attention", shapes, vmap_method="sequential")
+    out, log_sum = call(q, k, v, index, table, mask, scale=np.float32(scale))
     return out, (q, k, v, mask, out, log_sum)
 
 
@@ -146,17 +159,17 @@ def _attend_on_cpu_backward(scale, residual, d_out):
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
     call = jax.ffi.ffi_call("pollux_attention_gradient", shapes, vmap_method="sequential")
     d_q, d_k, d_v = call(*residual, d_out, scale=np.float32(scale))
-    return d_q, d_k, d_v, None, None
+    return d_q, d_k, d_v, None, None, None
 
 
 _attend_on_cpu.defvjp(_attend_on_cpu_forward, _attend_on_cpu_backward)
 
 
-def _attend_rounded_on_cpu(q, k: Rounded, v: Rounded, index, mask, scale):
+def _attend_rounded_on_cpu(q, k: Rounded, v: Rounded, index, table, mask, scale):
     B, T, N, _ = q.shape
     shapes = (jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct((B, N, T), jnp.float32))
     call = jax.ffi.ffi_call("pollux_attention_rounded", shapes, vmap_method="sequential")
-    out, _ = call(q.astype(jnp.float32), k.codes, k.scale, v.codes, v.scale, index, mask, scale=np.float32(scale))
+    out, _ = call(q.astype(jnp.float32), k.codes, k.scale, v.codes, v.scale, index, table, mask, scale=np.float32(scale))
     return out.astype(q.dtype)
 
 

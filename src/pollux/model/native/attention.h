@@ -1,7 +1,8 @@
 // softmax(q k^T scale + mask) v and its gradient in float32, on one thread at a time. pollux/model/dot_attention.py has the formulas.
 //
 // Shapes: B rows, T queries, S keys, N heads = K kv-heads x G, H head size. q [B, T, N, H], k and v [B, S, K, H], mask [B, T, S] with 0
-// where visible and a large negative number elsewhere, out [B, T, N, H], log_sum [B, N, T] (log of the sum of exponentials).
+// where visible and a large negative number elsewhere, out [B, T, N, H], log_sum [B, N, T] (log of the sum of exponentials). Keys and values
+// may also lie in pages [.., P, K, H], of which each row has a table [B, S / P].
 // Queries and keys go in blocks of 32; pairs of blocks without a visible pair are skipped. Written with the vector types of GCC and Clang,
 // for the processor that it is compiled on.
 
@@ -143,7 +144,11 @@ struct Attention {
   int64_t B, T, S, N, K, H;
   float scale;
   const float *q, *mask;
+  const int32_t* table = nullptr;  // none: a row's keys are one page
+  int64_t P = S;                   // keys of a page
 
+  // Where key s of row b lies.
+  int64_t at(int64_t b, int64_t s) const { return table ? table[b * (S / P) + s / P] * P + s % P : b * S + s; }
   int64_t G() const { return N / K; }
   int64_t query_blocks() const { return (T + kBlock - 1) / kBlock; }
   int64_t key_blocks() const { return (S + kBlock - 1) / kBlock; }
@@ -151,7 +156,7 @@ struct Attention {
   int64_t padded_head() const { return padded(H); }
 };
 
-// Keys and values [B, S, K, H]; codes have a scale [B, S, K] each, floats none.
+// Keys and values [B, S, K, H], or pages of them; codes have a scale each, floats none.
 template <typename T>
 struct Keys {
   const T *k, *v;
@@ -188,26 +193,31 @@ inline void gather(const float* x, int64_t first, int64_t rows, int64_t heads, i
   }
 }
 
-// One head of x [S, heads, H], times its scale [S, heads] if there is one, as [H, padded], keys along the last axis, or as [padded, width];
-// zeros beyond S and H.
+// One head of row b of x, times its scales if there are any, as [H, padded], keys along the last axis, or as [padded, width]; zeros
+// beyond S and H.
 template <typename T>
-inline void transpose_head(const T* x, const float* scales, const Attention& a, int64_t head, float* y) {
-  const int64_t P = a.padded_keys();
-  for (int64_t start = 0; start < P; start += kBlock) {
+inline void transpose_head(const T* x, const float* scales, const Attention& a, int64_t b, int64_t head, float* y) {
+  const int64_t keys = a.padded_keys();
+  for (int64_t start = 0; start < keys; start += kBlock) {
     float factors[kBlock];
-    for (int64_t s = start; s < start + kBlock; s++) factors[s - start] = s >= a.S ? 0.0f : scales ? scales[s * a.K + head] : 1.0f;
+    const T* from[kBlock];
+    for (int64_t i = 0; i < kBlock; i++) {
+      const int64_t vector = a.at(b, std::min(start + i, a.S - 1)) * a.K + head;
+      from[i] = x + vector * a.H;
+      factors[i] = start + i >= a.S ? 0.0f : scales ? scales[vector] : 1.0f;
+    }
     for (int64_t h = 0; h < a.H; h++)
-      for (int64_t s = start; s < start + kBlock; s++) y[h * P + s] = s < a.S ? x[(s * a.K + head) * a.H + h] * factors[s - start] : 0.0f;
+      for (int64_t i = 0; i < kBlock; i++) y[h * keys + start + i] = factors[i] ? from[i][h] * factors[i] : 0.0f;
   }
 }
 
 template <typename T>
-inline void copy_head(const T* x, const float* scales, const Attention& a, int64_t head, float* y) {
+inline void copy_head(const T* x, const float* scales, const Attention& a, int64_t b, int64_t head, float* y) {
   const int64_t width = a.padded_head();
   for (int64_t s = 0; s < a.padded_keys(); s++) {
-    const int64_t count = s < a.S ? a.H : 0;
-    const T* from = x + (s * a.K + head) * a.H;
-    const float factor = scales && count ? scales[s * a.K + head] : 1.0f;
+    const int64_t count = s < a.S ? a.H : 0, vector = a.at(b, std::min(s, a.S - 1)) * a.K + head;
+    const T* from = x + vector * a.H;
+    const float factor = scales ? scales[vector] : 1.0f;
     for (int64_t h = 0; h < count; h++) y[s * width + h] = from[h] * factor;
     for (int64_t h = count; h < width; h++) y[s * width + h] = 0;
   }
@@ -293,12 +303,12 @@ inline int64_t backward_memory(const Attention& a) {
 }
 
 inline void backward(const Attention& a, const Keys<float>& in, int64_t b, int64_t kv_head, const uint8_t* seen, const float* out, const float* log_sum, const float* d_out, float* memory, float* d_q, float* d_k, float* d_v) {
-  const int64_t width = a.padded_head(), P = a.padded_keys(), queries = b * a.T * a.N * a.H, keys = b * a.S * a.K * a.H;
+  const int64_t width = a.padded_head(), P = a.padded_keys(), queries = b * a.T * a.N * a.H;
   float *k_t = memory, *v_t = k_t + a.H * P, *k = v_t + a.H * P, *sum_k = k + P * width, *sum_v = sum_k + P * width;
   float *q = sum_v + P * width, *dy = q + kBlock * width, *dq = dy + kBlock * width, *p = dq + kBlock * width, *ds = p + kBlock * kChunk;
-  transpose_head(in.k + keys, nullptr, a, kv_head, k_t);
-  transpose_head(in.v + keys, nullptr, a, kv_head, v_t);
-  copy_head(in.k + keys, nullptr, a, kv_head, k);
+  transpose_head(in.k, nullptr, a, b, kv_head, k_t);
+  transpose_head(in.v, nullptr, a, b, kv_head, v_t);
+  copy_head(in.k, nullptr, a, b, kv_head, k);
   std::memset(sum_k, 0, 2 * P * width * sizeof(float));
   for (int64_t head = kv_head * a.G(); head < (kv_head + 1) * a.G(); head++)
     for (int64_t block = 0; block < a.query_blocks(); block++) {
@@ -332,8 +342,8 @@ inline void backward(const Attention& a, const Keys<float>& in, int64_t b, int64
     }
   for (int64_t s = 0; s < a.S; s++)
     for (int64_t h = 0; h < a.H; h++) {
-      d_k[keys + (s * a.K + kv_head) * a.H + h] = sum_k[s * width + h];
-      d_v[keys + (s * a.K + kv_head) * a.H + h] = sum_v[s * width + h];
+      d_k[(a.at(b, s) * a.K + kv_head) * a.H + h] = sum_k[s * width + h];
+      d_v[(a.at(b, s) * a.K + kv_head) * a.H + h] = sum_v[s * width + h];
     }
 }
 

@@ -8,7 +8,7 @@ namespace pollux {
 
 // T x G <= kFew queries of one kv-head, four at a time.
 constexpr int64_t kFew = 8;
-inline int64_t direct_memory(const Attention& a) { return 4 * (padded(a.S) + 2 * padded(a.H)); }
+inline int64_t direct_memory(const Attention& a) { return 4 * (padded(a.S) + kLanes + 2 * padded(a.H)); }
 
 // p[r][first..first + kLanes - 1] = q[r] . k[s], of which `count` keys exist.
 template <int R, typename T>
@@ -31,15 +31,15 @@ inline void scores_directly(const float* q, int64_t width, const T* k, int64_t s
   for (int r = 0; r < R; r++) store(p + r * p_stride, sums_of(products[r]));
 }
 
-// R rows of y [R, width] = p [R, n] v [n, H], where the rows of v are `stride` apart.
+// R rows of y [R, width] += p [R, n] v [n, H], where the rows of v are `stride` apart.
 template <int R, typename T>
 inline void weigh_directly(const float* p, int64_t p_stride, const T* v, int64_t stride, int64_t H, int64_t n, float* y, int64_t width) {
   int64_t h = 0;
-  for (; h + 4 * kLanes <= H; h += 4 * kLanes) tile<R, 4>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
-  for (; h + kLanes <= H; h += kLanes) tile<R, 1>(p, p_stride, 1, v + h, stride, y + h, width, n, false);
+  for (; h + 4 * kLanes <= H; h += 4 * kLanes) tile<R, 4>(p, p_stride, 1, v + h, stride, y + h, width, n, true);
+  for (; h + kLanes <= H; h += kLanes) tile<R, 1>(p, p_stride, 1, v + h, stride, y + h, width, n, true);
   for (; h < H; h++)
     for (int r = 0; r < R; r++) {
-      float sum = 0;
+      float sum = y[r * width + h];
       for (int64_t s = 0; s < n; s++) sum += p[r * p_stride + s] * v[s * stride + h];
       y[r * width + h] = sum;
     }
@@ -47,29 +47,35 @@ inline void weigh_directly(const float* p, int64_t p_stride, const T* v, int64_t
 
 template <int R, typename T>
 void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t kv_head, int64_t first_row, float* memory, float* out, float* log_sum) {
-  const int64_t stride = a.K * a.H, width = padded(a.H), keys = padded(a.S);
-  const T *k = in.k + b * a.S * stride + kv_head * a.H, *v = in.v + b * a.S * stride + kv_head * a.H;
-  const int64_t scale = b * a.S * a.K + kv_head;  // of the first key
+  const int64_t stride = a.K * a.H, width = padded(a.H), keys = padded(a.S) + kLanes;
   float *p = memory, *q = p + R * keys, *y = q + R * width;
   const float* masks[R];
-  int64_t at[R], first = a.S, last = 0;  // the keys from the first to the last that any row sees
+  int64_t at[R], low = a.S, high = 0;  // the keys from the first to the last that any row sees
   for (int r = 0; r < R; r++) {
     const int64_t t = (first_row + r) / a.G(), head = kv_head * a.G() + (first_row + r) % a.G();
     at[r] = ((b * a.T + t) * a.N + head) * a.H;
     masks[r] = a.mask + (b * a.T + t) * a.S;
     for (int64_t h = 0; h < a.H; h++) q[r * width + h] = a.q[at[r] + h] * a.scale;
-    int64_t low = 0, high = a.S;
-    while (low < high && masks[r][low] <= kMasked / 2) low++;
-    while (high > low && masks[r][high - 1] <= kMasked / 2) high--;
-    if (low < high) first = std::min(first, low), last = std::max(last, high);
+    int64_t first = 0, last = a.S;
+    while (first < last && masks[r][first] <= kMasked / 2) first++;
+    while (last > first && masks[r][last - 1] <= kMasked / 2) last--;
+    if (first < last) low = std::min(low, first), high = std::max(high, last);
   }
-  const int64_t count = std::max<int64_t>(last - first, 0);
-  for (int64_t s = 0; s < count; s += kLanes)
-    scores_directly<R>(q, width, k + (first + s) * stride, stride, a.H, std::min<int64_t>(kLanes, count - s), p + s, keys);
+  const int64_t count = std::max<int64_t>(high - low, 0);
+  // f(first, number, where the first lies) of the keys of each page.
+  auto pages = [&](auto f) {
+    for (int64_t s = low, n; s < high; s += n) f(s - low, n = std::min(high - s, a.P - s % a.P), a.at(b, s) * a.K + kv_head);
+  };
+  pages([&](int64_t first, int64_t n, int64_t vector) {
+    for (int64_t s = 0; s < n; s += kLanes)
+      scores_directly<R>(q, width, in.k + vector * a.H + s * stride, stride, a.H, std::min<int64_t>(kLanes, n - s), p + first + s, keys);
+    for (int r = 0; in.k_scale && r < R; r++)
+      for (int64_t s = 0; s < n; s++) p[r * keys + first + s] *= in.k_scale[vector + s * a.K];
+  });
   for (int r = 0; r < R; r++) {
     float *row = p + r * keys, top = kMasked / 2;
     for (int64_t s = 0; s < count; s++) {
-      row[s] = (in.k_scale ? row[s] * in.k_scale[scale + (first + s) * a.K] : row[s]) + masks[r][first + s];
+      row[s] += masks[r][low + s];
       top = std::max(top, row[s]);
     }
     std::fill(row + count, row + padded(count), kMasked);
@@ -80,11 +86,16 @@ void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t kv_h
       sums += chance;
     }
     const float total = std::max(sum(sums), 1e-30f);
-    for (int64_t s = 0; s < count; s++) row[s] *= (in.v_scale ? in.v_scale[scale + (first + s) * a.K] : 1.0f) / total;
+    for (int64_t s = 0; s < count; s++) row[s] /= total;
     const int64_t head = at[r] / a.H % a.N, t = at[r] / a.H / a.N % a.T;
     log_sum[(b * a.N + head) * a.T + t] = top + std::log(total);
   }
-  weigh_directly<R>(p, keys, v + first * stride, stride, a.H, count, y, width);
+  std::memset(y, 0, R * width * sizeof(float));
+  pages([&](int64_t first, int64_t n, int64_t vector) {
+    for (int r = 0; in.v_scale && r < R; r++)
+      for (int64_t s = 0; s < n; s++) p[r * keys + first + s] *= in.v_scale[vector + s * a.K];
+    weigh_directly<R>(p + first, keys, in.v + vector * a.H, stride, a.H, n, y, width);
+  });
   for (int r = 0; r < R; r++) std::memcpy(out + at[r], y + r * width, a.H * sizeof(float));
 }
 
