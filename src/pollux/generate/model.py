@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +209,12 @@ def load(
     adapter: str | Path | None = None,
     draft: Model | str | Path | None = None,
     kv_cache_dtype: CacheDtype | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Model:
     """The model of a folder, with weights as stored or as `dtype` (for example "bfloat16"), an adapter (a file) merged into them.
 
-    draft: as Model takes it, or the folder of the smaller model. kv_cache_dtype: as Model takes it.
+    draft: as Model takes it, or the folder of the smaller model. kv_cache_dtype: as Model takes it. progress: called while the weights
+    are read, with the share of them that is there.
     A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
     """
     path = Path(path)
@@ -221,7 +223,7 @@ def load(
     vocabulary = Vocabulary.load(path, codec.levels if codec else ()) if (path / "tokenizer.json").is_file() else None
     if isinstance(draft, str | Path) and draft != "lookup":
         draft = load(draft, dtype)
-    params = folder.load_params(path, config, dtype)
+    params = folder.load_params(path, config, dtype, progress)
     if adapter is not None:
         params = low_rank.merge(low_rank.attach(params, *low_rank.load_adapters(adapter)))
     model = Model(params, config, tokens_config, vocabulary, codec, draft=draft, kv_cache_dtype=kv_cache_dtype)
