@@ -11,18 +11,17 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pollux.serve import models
+from pollux.serve import files, models, upkeep, uploads
 from pollux.serve.errors import ApiError, answer_error
-from pollux.serve.server import Server
-
-VERSIONS = ("v1", "v1beta", "v1alpha")
+from pollux.serve.server import VERSIONS, Server
 
 
 def create_app(server: Server) -> Starlette:
-    """The application; `app.state.server` is the server."""
+    """The application; `app.state.server` is the server. Its lifespan keeps the store in order."""
     app = Starlette(
         routes=[*root_routes(server), *(Mount(f"/{version}", Router(routes(server), redirect_slashes=False)) for version in VERSIONS)],
         exception_handlers={ApiError: answer_error, HTTPException: answer_error, Exception: answer_error, ValueError: answer_error},
+        lifespan=lambda app: upkeep.running(server),
     )
     app.router.redirect_slashes = False
     app.add_middleware(Warnings)
@@ -32,12 +31,12 @@ def create_app(server: Server) -> Starlette:
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    return [*models.routes(server)]
+    return [*models.routes(server), *files.routes(server)]
 
 
 def root_routes(server: Server) -> list[BaseRoute]:
     """What has its own place outside the versions."""
-    return []
+    return [*uploads.root_routes(server)]
 
 
 class Warnings:
