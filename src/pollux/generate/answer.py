@@ -27,6 +27,7 @@ class Usage:
     rounds: int = 0  # passes of the model over a draft
     accepted: int = 0  # tokens of the output that were drafted
     rejected: int = 0  # those that stand in place of a drafted one
+    cached: int = 0  # tokens of the prompt that had been read before
 
     @property
     def prompt_tokens(self) -> int:

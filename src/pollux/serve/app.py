@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pollux.serve import files, models, upkeep, uploads
+from pollux.serve import embeddings, files, generate, models, upkeep, uploads
 from pollux.serve.errors import ApiError, answer_error
 from pollux.serve.server import VERSIONS, Server
 
@@ -31,7 +31,7 @@ def create_app(server: Server) -> Starlette:
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    return [*models.routes(server), *files.routes(server)]
+    return [*generate.routes(server), *embeddings.routes(server), *models.routes(server), *files.routes(server)]
 
 
 def root_routes(server: Server) -> list[BaseRoute]:

@@ -79,7 +79,7 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """The exception handler of the app."""
     found = api_error(error)
     if isinstance(error, HTTPException) and found.code == 404:
-        found = not_found(f"there is nothing at {request.url.path}")
+        found = not_found(f"Not Found: there is nothing at {request.url.path}")
     elif isinstance(error, HTTPException) and found.code == 405:
         found = ApiError(405, "UNIMPLEMENTED", f"{request.method} is not a method of {request.url.path}", headers=found.headers)
     return found.response()

@@ -18,6 +18,7 @@ from pollux.generate.model import Model
 from pollux.generate.requests import Job, Request
 from pollux.serve.errors import not_found
 from pollux.serve.fetch import FetchLimits
+from pollux.serve.safety import Scorer
 
 T = TypeVar("T")
 VERSIONS = ("v1", "v1beta", "v1alpha")  # of the API, all alike
@@ -57,19 +58,26 @@ class Served:
     description: str = ""
     version: str = "001"
 
+    @property
+    def input_limit(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        return self.model.config.max_positions
+
 
 @dataclass(eq=False)
 class Server:
     """models: by name, in the order in which they are listed. aliases: other names that clients ask for, such as "gemini-2.5-flash" or
     "gemini-*", to the name of a model; the first that fits counts.
 
-    store: the Store of store.py, None if nothing is kept. Raises ValueError for an alias of no model.
+    store: the Store of store.py, None if nothing is kept. scorer: what finds harm in prompts and answers, None if nothing does.
+    Raises ValueError for an alias of no model.
     """
 
     models: Mapping[str, Served]
     aliases: Mapping[str, str] = field(default_factory=dict)
     store: Any = None
     settings: Settings = Settings()
+    scorer: Scorer | None = None
     started: float = field(default_factory=time.time)
 
     def __post_init__(self):
@@ -84,7 +92,7 @@ class Server:
         if short in self.models:
             return self.models[short]
         alias = short if short in self.aliases else next((a for a in self.aliases if fnmatch.fnmatchcase(short, a)), None)
-        if alias is None or "/" in short:
+        if alias is None or set("/:") & set(short):
             raise not_found(f"models/{short:.200} is not served here; GET models lists what is")
         return self.models[self.aliases[alias]]
 
