@@ -265,6 +265,11 @@ def test_sound_and_clips_become_active_and_a_clip_tells_how_long_it_lasts(http):
     assert (file["state"], file["videoMetadata"]) == ("ACTIVE", {"videoDuration": "2s"})
 
 
+def test_a_type_that_is_none_is_refused(http):
+    refused = start(http, 10, "bad/mime_type")
+    assert error_of(refused) == (400, "INVALID_ARGUMENT") and "Unsupported MIME" in refused.json()["error"]["message"]
+
+
 def test_a_file_of_no_declared_type_is_known_by_its_first_bytes(http):
     assert upload(http, png(), "None")["mimeType"] == "image/png"
 

@@ -34,6 +34,7 @@ from pollux.serve.wire.message import parse, wire
 CHECK_SECONDS = 5.0  # that the answer to an upload waits for the check of its medium
 _PIECE = 1 << 20  # bytes written at a time
 _UNKNOWN_TYPES = ("", "none", "application/octet-stream")
+_MIME_TYPE = re.compile(r"(image|audio|video|text|application)/[a-z0-9][a-z0-9!#$&^_.+-]*")
 _BOUNDARY = re.compile(r'boundary="?([^";]+)"?', re.IGNORECASE)
 _MAX_DISPLAY_NAME = 512
 
@@ -134,6 +135,8 @@ class Uploads:
         if mime_type in _UNKNOWN_TYPES:
             guess = mimetypes.guess_type(request.headers.get("x-goog-upload-file-name", ""))[0]
             mime_type = fields.mime_type.lower() or guess or ""
+        if mime_type not in _UNKNOWN_TYPES and not _MIME_TYPE.fullmatch(mime_type):
+            raise invalid(f"Unsupported MIME type: {mime_type:.80}")
         data = {"name": name, "displayName": fields.display_name, "mimeType": mime_type, "size": size, "received": 0, "file": None}
 
         def add() -> Record:
