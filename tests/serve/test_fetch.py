@@ -36,7 +36,7 @@ def answering(host, answer):
     asked: list[str] = []
     server = http.server.ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://{host}:{server.server_address[1]}", asked
     finally:
