@@ -79,6 +79,8 @@ class Server:
     settings: Settings = Settings()
     scorer: Scorer | None = None
     started: float = field(default_factory=time.time)
+    contexts: dict[str, Any] = field(default_factory=dict)  # what engines hold for cached contents (caches.py), by their names
+    contexts: dict[str, Any] = field(default_factory=dict)  # what the engines hold for cached contents, by their names (caches.py)
 
     def __post_init__(self):
         for alias, name in self.aliases.items():
