@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pollux.serve import embeddings, files, generate, models, upkeep, uploads
+from pollux.serve.compress import Compressed
 from pollux.serve.errors import ApiError, answer_error
 from pollux.serve.server import VERSIONS, Server
 
@@ -25,6 +26,7 @@ def create_app(server: Server) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.add_middleware(Warnings)
+    app.add_middleware(Compressed)
     app.state.server = server
     return app
 
@@ -60,4 +62,4 @@ class Warnings:
 
 def _warning(ignored: list[str], most: int = 20) -> bytes:
     names = ", ".join(dict.fromkeys(ignored[:most])) + (", ..." if len(ignored) > most else "")
-    return b'299 pollux "ignored fields: ' + names[:1000].encode("ascii", "backslashreplace").replace(b'"', b"'") + b'"'
+    return b'299 pollux "ignored fields: ' + names[:1000].encode("unicode_escape").replace(b'"', b"'") + b'"'
