@@ -5,35 +5,54 @@ An area is a module with `routes(server)`, mounted under /v1, /v1beta and /v1alp
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pollux.serve import embeddings, files, generate, models, upkeep, uploads
+from pollux.serve import batches, caches, embeddings, files, generate, models, uploads
 from pollux.serve.compress import Compressed
-from pollux.serve.errors import ApiError, answer_error
+from pollux.serve.errors import ApiError
+from pollux.serve.openai import routes as openai
+from pollux.serve.openai.errors import answer_error
 from pollux.serve.server import VERSIONS, Server
+from pollux.serve.upkeep import Upkeep
 
 
 def create_app(server: Server) -> Starlette:
-    """The application; `app.state.server` is the server. Its lifespan keeps the store in order."""
+    """The application; `app.state.server` is the server, `app.state.upkeep` its work behind the requests.
+
+    The lifespan of the app starts and ends that work; who serves it without one calls `start` and `close`.
+    """
+    upkeep = Upkeep(server)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        upkeep.start()
+        yield
+        await asyncio.to_thread(upkeep.close)
+
     app = Starlette(
         routes=[*root_routes(server), *(Mount(f"/{version}", Router(routes(server), redirect_slashes=False)) for version in VERSIONS)],
         exception_handlers={ApiError: answer_error, HTTPException: answer_error, Exception: answer_error, ValueError: answer_error},
-        lifespan=lambda app: upkeep.running(server),
+        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.add_middleware(Warnings)
     app.add_middleware(Compressed)
-    app.state.server = server
+    app.state.server, app.state.upkeep = server, upkeep
     return app
 
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    return [*generate.routes(server), *embeddings.routes(server), *models.routes(server), *files.routes(server)]
+    areas = (openai, generate, embeddings, batches, caches, models, files)
+    return [route for area in areas for route in area.routes(server)]
 
 
 def root_routes(server: Server) -> list[BaseRoute]:

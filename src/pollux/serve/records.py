@@ -37,7 +37,7 @@ VERSIONS = (  # the statements that lead from each version of the schema to the 
         UNIQUE (kind, name)
     ) STRICT;
     CREATE INDEX records_owner ON records (kind, owner, number);
-    CREATE INDEX records_parent ON records (parent, number);
+    CREATE INDEX records_parent ON records (parent, kind, name);
     CREATE INDEX records_expires ON records (expires) WHERE expires IS NOT NULL;
     CREATE INDEX records_media ON records (media) WHERE media IS NOT NULL;
     """,
@@ -189,12 +189,16 @@ class Records:
         )
         return [_record(row) for row in rows]
 
-    def children(self, parent: Record, kind: str, after: int = 0, most: int = -1) -> list[Record]:
-        """Records of a kind that go with the parent, oldest first, from above the number `after`."""
+    def children(self, parent: Record, kind: str, after: str = "", most: int = -1) -> list[Record]:
+        """Records of a kind that go with the parent, by name, from behind the name `after`."""
         rows = self._execute(
-            "SELECT * FROM records WHERE parent = ? AND kind = ? AND number > ? ORDER BY number LIMIT ?", (parent.number, kind, after, most)
+            "SELECT * FROM records WHERE parent = ? AND kind = ? AND name > ? ORDER BY name LIMIT ?", (parent.number, kind, after, most)
         )
         return [_record(row) for row in rows]
+
+    def names(self, parent: Record, kind: str) -> set[str]:
+        """The names of the records of a kind that go with the parent."""
+        return {row[0] for row in self._execute("SELECT name FROM records WHERE parent = ? AND kind = ?", (parent.number, kind))}
 
     def used(self, owner: str) -> int:
         """Bytes of all media of an owner."""
@@ -207,6 +211,10 @@ class Records:
     def delete(self, record: Record) -> list[str]:
         """Take away a record and all that go with it. Returns the media that belong to nothing any more."""
         return self._delete("number = ?", (record.number,))
+
+    def delete_children(self, parent: Record, kind: str) -> list[str]:
+        """Take away the records of a kind that go with the parent. Returns the media that belong to nothing any more."""
+        return self._delete("parent = ? AND kind = ?", (parent.number, kind))
 
     def expire(self) -> list[str]:
         """Take away the records whose time is over. Returns the media that belong to nothing any more."""

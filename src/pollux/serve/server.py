@@ -43,6 +43,7 @@ class Settings:
     max_file: int = 2 << 30  # of an uploaded file
     max_storage: int = 20 << 30  # of all files of one owner
     file_lifetime: float = 48 * 3600.0
+    batch_requests: int = 8  # of batches that are under way at a time
     max_output_tokens: int = 8192  # of an answer, and what it may have if the request does not say
     fetch: FetchLimits | None = None  # what a URL in a request may cost; None: none is fetched
 
@@ -79,7 +80,6 @@ class Server:
     settings: Settings = Settings()
     scorer: Scorer | None = None
     started: float = field(default_factory=time.time)
-    contexts: dict[str, Any] = field(default_factory=dict)  # what engines hold for cached contents (caches.py), by their names
     contexts: dict[str, Any] = field(default_factory=dict)  # what the engines hold for cached contents, by their names (caches.py)
 
     def __post_init__(self):
