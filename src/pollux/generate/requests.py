@@ -56,6 +56,7 @@ class Request:
     owner: str = ""  # owners take turns in the queue
     priority: int = 0  # lower goes first, before all turns
     deadline: float | None = None  # time.monotonic()
+    excluded: tuple[int, ...] = ()  # at most 4 ids that are not written, such as <draw> where only text is wanted
     context: Any = None  # a Context of Engine.hold that the prompt begins with
 
 
@@ -67,9 +68,7 @@ class Piece:
     parts: tuple[Part, ...]
     ids: tuple[int, ...]  # tokens since the piece before; those of the text may come in a later piece
     logprobs: tuple[float, ...]
-    top: tuple[
-        tuple[tuple[int, float], ...], ...
-    ]  # per token, (id, log-probability), best first; () if not asked for
+    top: tuple[tuple[tuple[int, float], ...], ...]  # per token, (id, log-probability), best first; () if not asked for
     finish_reason: str = ""  # "stop" or "length" in the last piece of a candidate
     result: Result | None = None  # in the last piece of a candidate
 

@@ -49,4 +49,4 @@ async def _packed(start: Message, message: Message) -> Message:
     packed = await run_in_threadpool(gzip.compress, body, LEVEL)
     start["headers"] = headers.raw
     headers["Content-Encoding"], headers["Content-Length"] = "gzip", str(len(packed))
-    return message | {"body": packed}
+    return {**message, "body": packed}

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pollux import content
+from pollux.generate.drawing import OneDrawing
 from pollux.generate.model import Model
-from pollux.generate.requests import Request
+from pollux.generate.requests import Constraint, Request
 from pollux.generate.sampler import Sampling
 from pollux.serve.content import read_contents, read_system
 from pollux.serve.errors import ApiError, invalid
@@ -56,7 +57,10 @@ class Plan:
 
 def prepare(server: Server, served: Served, asked: GenerateContentRequest, caller: Caller = Caller()) -> Plan:
     """Blocks. Raises ApiError for what cannot be asked, ValueError for what the model cannot read."""
+    from pollux.serve.caches import unfold  # which writes the beginnings that it holds through this function
+
     arrived = time.monotonic()
+    asked, _ = unfold(server, served, asked, caller.owner)
     config = asked.generation_config
     if not asked.contents:
         raise invalid("contents are missing; give at least one content with a part")
@@ -71,6 +75,8 @@ def prepare(server: Server, served: Served, asked: GenerateContentRequest, calle
     limit = served.input_limit
     if len(prompt) >= limit:
         raise invalid(f"The input token count ({len(prompt)}) exceeds the maximum number of tokens allowed ({limit - 1}).")
+    constraint = _drawn(served.model) if modalities == {ResponseModality.IMAGE} else None
+    excluded = _never_drawn(served.model) if ResponseModality.IMAGE not in modalities else ()
     timeout = min(server.settings.timeout, caller.timeout or server.settings.timeout)
     request = Request(
         prompt,
@@ -80,6 +86,8 @@ def prepare(server: Server, served: Served, asked: GenerateContentRequest, calle
         owner=caller.owner,
         priority=caller.priority,
         deadline=arrived + timeout,
+        constraint=constraint,
+        excluded=excluded,
     )
     verdict = safety.judge(_text(turns)) if safety.active else Verdict()
     thoughts = config.thinking_config is not None and config.thinking_config.include_thoughts
@@ -132,6 +140,17 @@ def _modalities(model: Model, config: GenerationConfig) -> frozenset[ResponseMod
         names = ", ".join(sorted(m.name for m in wanted - can))
         raise invalid(f"Multi-modal output is not supported: this model does not answer with {names}.")
     return frozenset(wanted or can)
+
+
+def _drawn(model: Model) -> Constraint:
+    assert model.vocabulary is not None
+    return OneDrawing(model.vocabulary, model.config.vocab_size)
+
+
+def _never_drawn(model: Model) -> tuple[int, ...]:
+    """The id that would begin a drawing, if the model has one."""
+    assert model.vocabulary is not None
+    return tuple(i for name, i in model.vocabulary.specials.items() if name == "<draw>")
 
 
 def _sampling(server: Server, model: Model, config: GenerationConfig, room: int) -> Sampling:
