@@ -14,9 +14,11 @@ from starlette.routing import Route
 from stored_server import until
 
 from pollux.serve import listener as listening
+from pollux.serve.errors import ApiError
 from pollux.serve.gate import Gate
 from pollux.serve.limits import BodyTimeout
 from pollux.serve.listener import Listener
+from pollux.serve.openai.errors import answer_error
 
 
 @contextlib.contextmanager
@@ -207,8 +209,6 @@ def test_a_slow_reader_is_given_its_time(monkeypatch):
 def test_a_body_that_stops_coming_is_answered_with_408():
     async def echo(request):
         return PlainTextResponse(await request.body())
-
-    from pollux.serve.errors import ApiError, answer_error
 
     app = Starlette(routes=[Route("/", echo, methods=["POST"])], exception_handlers={ApiError: answer_error})
     gate = Gate()

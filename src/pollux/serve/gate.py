@@ -60,7 +60,7 @@ class Gate:
         """The lifespan of the server, with that of the application from when it comes."""
         await receive()
         await send({"type": "lifespan.startup.complete"})
-        ending, coming = asyncio.create_task(receive()), asyncio.wrap_future(self._coming)
+        ending, coming = asyncio.ensure_future(receive()), asyncio.wrap_future(self._coming)
         await asyncio.wait((ending, coming), return_when=asyncio.FIRST_COMPLETED)
         if coming.done():
             try:
@@ -70,7 +70,7 @@ class Gate:
         await ending
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _keep_open(self, app: ASGIApp, inner: Starlette, ending: asyncio.Task) -> None:
+    async def _keep_open(self, app: ASGIApp, inner: Starlette, ending: asyncio.Future) -> None:
         async with inner.router.lifespan_context(inner):
             self._app = app
             if self.state != "draining":

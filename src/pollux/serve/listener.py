@@ -38,14 +38,15 @@ class Connection(H11Protocol):
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._abort)
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
-            self._head_timer = _cancelled(self._head_timer)
+            self._end_head_timer()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._head_timer = _cancelled(self._head_timer)
+        self._end_head_timer()
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer, self._reader_timer = _cancelled(self._head_timer), _cancelled(self._reader_timer)
+        self._end_head_timer()
+        self._end_reader_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -53,8 +54,18 @@ class Connection(H11Protocol):
         self._reader_timer = self.loop.call_later(READER_SECONDS, self._abort)
 
     def resume_writing(self) -> None:
-        self._reader_timer = _cancelled(self._reader_timer)
+        self._end_reader_timer()
         super().resume_writing()
+
+    def _end_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _abort(self) -> None:
         """Drop the connection with all that was not read; closing it would wait for the reader."""
@@ -99,8 +110,3 @@ class Listener(uvicorn.Server):
         if self._closed_at is None:
             return ended or self.gate.error is not None
         return ended or self.gate.running == 0 or time.monotonic() > self._closed_at + self.drain
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
