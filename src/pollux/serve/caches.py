@@ -217,9 +217,10 @@ def _kept(store: Store, record: Record) -> CachedContent:
 def _expires(store: Store, asked: CachedContent) -> float:
     """When cached content ends, in seconds since 1970. Raises ApiError 400 for a time that is not in the future."""
     now = store.clock()
-    expires = asked.expire_time.timestamp() if asked.expire_time else now + (asked.ttl.total_seconds() if asked.ttl else USUAL_SECONDS)
+    seconds = USUAL_SECONDS if asked.ttl is None else asked.ttl.total_seconds()
+    expires = now + seconds if asked.expire_time is None else asked.expire_time.timestamp()
     if not now < expires <= now + MAX_SECONDS:
-        raise invalid(f"{'expireTime' if asked.expire_time else 'ttl'} must lie in the future, and at most ten years ahead")
+        raise invalid(f"{'ttl' if asked.expire_time is None else 'expireTime'} must lie in the future, and at most ten years ahead")
     return expires
 
 
