@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pollux.serve import batches, caches, embeddings, files, generate, models, uploads
+from pollux.serve import batches, caches, embeddings, files, generate, models, page, uploads
 from pollux.serve.compress import Compressed
 from pollux.serve.errors import ApiError
 from pollux.serve.openai import routes as openai
@@ -57,7 +57,7 @@ def routes(server: Server) -> list[BaseRoute]:
 
 def root_routes(server: Server) -> list[BaseRoute]:
     """What has its own place outside the versions."""
-    return [*uploads.root_routes(server)]
+    return [*page.root_routes(server), *uploads.root_routes(server)]
 
 
 class Warnings:
