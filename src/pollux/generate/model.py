@@ -73,8 +73,8 @@ class Model:
     def generate(self, contents: Any, **sampling: Any) -> Result:
         """The model's answer. Keywords: max_output_tokens, temperature, top_p, top_k, min_p, seed, stop, guidance, penalties.
 
-        A model with a chat template of its own may read two more: `tools`, declarations of the functions that it may call, each
-        {"name", "description", "parameters"} with a JSON schema as parameters, and `enable_thinking`, whether it thinks first.
+        Two more are for the prompt: `tools`, declarations of the functions that the model may call, each {"name", "description",
+        "parameters"} with a JSON schema as parameters, and, if its chat template reads it, `enable_thinking`, whether it thinks first.
         Raises ValueError for a wrong setting, an unreadable file or a model without a tokenizer.
         """
         return self.generate_many([contents], **sampling)[0]
