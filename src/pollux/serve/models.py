@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
-from pollux.serve.errors import invalid
+from pollux.serve.errors import ApiError, invalid
 from pollux.serve.prepare import MAX_TEMPERATURE, can_think
 from pollux.serve.server import Served, Server
 from pollux.serve.wire.message import to_json
@@ -54,10 +54,19 @@ def routes(server: Server) -> list[BaseRoute]:
     async def get(request: Request) -> JSONResponse:
         return JSONResponse(to_json(described(server, request.path_params["model"])))
 
+    async def change(request: Request) -> JSONResponse:
+        server.find(request.path_params["model"])
+        raise ApiError(405, "UNIMPLEMENTED", "the models of this server cannot be changed or deleted by its clients")
+
     async def get_tuned(request: Request) -> JSONResponse:
         return JSONResponse({"tunedModels": []})  # what is trained with pollux is served as a model
 
-    return [Route("/models", get_all), Route("/models/{model}", get), Route("/tunedModels", get_tuned)]
+    return [
+        Route("/models", get_all),
+        Route("/models/{model}", get),
+        Route("/models/{model}", change, methods=["PATCH", "DELETE"]),
+        Route("/tunedModels", get_tuned),
+    ]
 
 
 def listed(server: Server) -> list[str]:

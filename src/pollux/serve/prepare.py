@@ -16,6 +16,7 @@ from pollux.generate.drawing import OneDrawing
 from pollux.generate.model import Model
 from pollux.generate.requests import Constraint, Request
 from pollux.generate.sampler import Sampling
+from pollux.serve import schema
 from pollux.serve.content import read_contents, read_system
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.safety import Safety, Verdict, read_settings
@@ -71,11 +72,15 @@ def prepare(server: Server, served: Served, asked: GenerateContentRequest, calle
         *(read_system(server, asked.system_instruction, "systemInstruction", caller.owner) if asked.system_instruction else ()),
         *read_contents(server, asked.contents, "contents", caller.owner),
     ]
-    prompt = write_prompt(served, turns, config, _variables(served.model, config, ignored))
+    variables = _thinking(served.model, config, ignored)
+    if tools := schema.prompt_tools(asked):
+        variables["tools"] = tools
+    _check_search(asked, ignored)
+    prompt = write_prompt(served, turns, config, variables)
     limit = served.input_limit
     if len(prompt) >= limit:
         raise invalid(f"The input token count ({len(prompt)}) exceeds the maximum number of tokens allowed ({limit - 1}).")
-    constraint = _drawn(served.model) if modalities == {ResponseModality.IMAGE} else None
+    constraint = _constraint(served.model, asked, modalities)
     excluded = _never_drawn(served.model) if ResponseModality.IMAGE not in modalities else ()
     timeout = min(server.settings.timeout, caller.timeout or server.settings.timeout)
     request = Request(
@@ -109,8 +114,8 @@ def can_think(model: Model) -> bool:
     return model.vocabulary is not None and "<thought>" in model.vocabulary.specials
 
 
-def _variables(model: Model, config: GenerationConfig, ignored: list[str]) -> dict[str, Any]:
-    """What the chat template is told besides the turns."""
+def _thinking(model: Model, config: GenerationConfig, ignored: list[str]) -> dict[str, Any]:
+    """What the chat template is told of thinking."""
     thinking = config.thinking_config
     if thinking is None:
         return {}
@@ -142,9 +147,24 @@ def _modalities(model: Model, config: GenerationConfig) -> frozenset[ResponseMod
     return frozenset(wanted or can)
 
 
-def _drawn(model: Model) -> Constraint:
+def _constraint(model: Model, asked: GenerateContentRequest, modalities: frozenset[ResponseModality]) -> Constraint | None:
+    """What the answer must keep to: a schema, calls, or a drawing and nothing else; None for what the model likes."""
+    constraint = schema.constraint(asked, model)
+    if modalities != {ResponseModality.IMAGE}:
+        return constraint
+    if constraint is not None:
+        raise invalid("an answer of the responseModalities IMAGE alone holds neither calls nor text with a schema; add TEXT")
     assert model.vocabulary is not None
     return OneDrawing(model.vocabulary, model.config.vocab_size)
+
+
+def _check_search(asked: GenerateContentRequest, ignored: list[str]) -> None:
+    """Answers come without grounding, which the client is told; what the original refuses is refused."""
+    searching = [i for i, tool in enumerate(asked.tools) if tool.google_search is not None]
+    both_allowed = asked.tool_config is not None and asked.tool_config.include_server_side_tool_invocations
+    if searching and any(tool.function_declarations for tool in asked.tools) and not both_allowed:
+        raise invalid("googleSearch can be combined with functionDeclarations only if toolConfig.includeServerSideToolInvocations is true")
+    ignored += [f"tools[{i}].googleSearch" for i in searching]
 
 
 def _never_drawn(model: Model) -> tuple[int, ...]:
