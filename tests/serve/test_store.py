@@ -13,7 +13,7 @@ import pytest
 from stored_server import Clock, program, serving
 
 from pollux.serve.errors import ApiError
-from pollux.serve.records import Records, Taken, space
+from pollux.serve.records import Records, Taken, disk_full, space
 from pollux.serve.store import Store, new_id
 
 MEGABYTE = 1 << 20
@@ -107,6 +107,38 @@ def test_nothing_is_acknowledged_on_a_full_disk_and_the_upload_goes_on_when_ther
         done = received(running.url + place)
         file = send(running.url + place, data[done:], done, "upload, finalize").json()["file"]
         assert file["sizeBytes"] == str(len(data))
+
+
+def test_the_last_of_the_disk_is_for_records_so_that_files_can_be_deleted(tmp_path, monkeypatch):
+    with serving(tmp_path) as running:
+        places = [begin(running.url, 2 * MEGABYTE) for _ in range(2)]
+        file = send(running.url + places[0], b"x" * (2 * MEGABYTE), 0, "upload, finalize").json()["file"]
+        assert send(running.url + places[1], b"x" * MEGABYTE, 0).status_code == 200
+        disk = os.statvfs(tmp_path)
+        monkeypatch.setattr("pollux.serve.store._RESERVE", disk.f_blocks * disk.f_frsize)
+        headers = {"X-Goog-Upload-Protocol": "resumable", "X-Goog-Upload-Header-Content-Length": "100"}
+        assert httpx.post(f"{running.url}/upload/v1beta/files", headers=headers, json={}).status_code == 507
+        assert send(running.url + places[1], b"x" * MEGABYTE, MEGABYTE, "upload, finalize").status_code == 507
+        assert httpx.delete(f"{running.url}/v1beta/{file['name']}").status_code == 200
+        monkeypatch.undo()
+        assert send(running.url + places[1], b"x" * MEGABYTE, MEGABYTE, "upload, finalize").status_code == 200
+
+
+def test_what_was_not_acknowledged_makes_room_on_a_full_disk(tmp_path, monkeypatch):
+    with serving(tmp_path) as running:
+        place = begin(running.url, 5 * MEGABYTE)
+        send(running.url + place, b"x" * MEGABYTE, 0)
+        write = running.store.write
+
+        def full(upload, offset, data):
+            if offset >= 3 * MEGABYTE:
+                raise disk_full()
+            write(upload, offset, data)
+
+        monkeypatch.setattr(running.store, "write", full)
+        assert send(running.url + place, b"x" * (4 * MEGABYTE), MEGABYTE).status_code == 507
+        [part] = (tmp_path / "uploads").iterdir()
+        assert part.stat().st_size == MEGABYTE
 
 
 def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path):

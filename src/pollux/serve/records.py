@@ -74,9 +74,11 @@ def space() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise ApiError(
-            507, "RESOURCE_EXHAUSTED", "the disk of the server is full; delete files, or tell its operator", "DISK_FULL"
-        ) from error
+        raise disk_full() from error
+
+
+def disk_full() -> ApiError:
+    return ApiError(507, "RESOURCE_EXHAUSTED", "the disk of the server is full; delete files, or tell its operator", "DISK_FULL")
 
 
 class Records:

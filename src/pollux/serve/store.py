@@ -13,6 +13,7 @@ the next start. The layout of the folder:
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import fcntl
 import logging
 import os
@@ -26,6 +27,7 @@ from pollux.serve.records import Record, Records, space
 
 log = logging.getLogger("pollux.serve")
 
+_RESERVE = 16 << 20  # bytes of the disk
 _THREADS = 2  # for checks of media, which should not take all processors from the model
 _LETTERS = string.ascii_lowercase + string.digits
 
@@ -87,9 +89,16 @@ class Store:
         """Where the bytes of an unfinished upload lie; may not be there."""
         return self._uploads / upload
 
+    def room(self) -> int:
+        """Bytes that may still be written as media. The last of the disk are for the records, without which nothing can be deleted."""
+        disk = os.statvfs(self.folder)
+        return max(0, disk.f_bavail * disk.f_frsize - _RESERVE)
+
     def write(self, upload: str, offset: int, data: bytes) -> None:
         """Put bytes into an unfinished upload and forget what may lie behind them. On disk only after `sync`. Raises ApiError 507."""
         with space():
+            if len(data) > self.room():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             descriptor = os.open(self.part(upload), os.O_WRONLY | os.O_CREAT, 0o600)
             with open(descriptor, "wb", buffering=0) as file:
                 file.truncate(offset)
@@ -97,6 +106,12 @@ class Store:
                 view = memoryview(data)
                 while view:
                     view = view[file.write(view) :]
+
+    def cut(self, upload: str, size: int) -> None:
+        """Forget what lies behind the first bytes of an unfinished upload, if it is there."""
+        part = self.part(upload)
+        if part.exists():
+            os.truncate(part, size)
 
     def sync(self, upload: str) -> None:
         """Force an unfinished upload to disk; makes it if nothing was written yet. Raises ApiError 507."""

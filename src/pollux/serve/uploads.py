@@ -25,7 +25,7 @@ from pollux import media
 from pollux.serve import files
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.listing import owner_of, store_of
-from pollux.serve.records import Record, Taken
+from pollux.serve.records import Record, Taken, disk_full
 from pollux.serve.server import VERSIONS, Server, Settings
 from pollux.serve.store import Store, new_id
 from pollux.serve.wire.body import decode, read_body
@@ -144,6 +144,8 @@ class Uploads:
                 if name and store.records.get("file", name):
                     raise _taken(name)
                 _check_room(store, settings, owner, size or 0)
+                if (size or 1) > store.room():
+                    raise disk_full()
                 expires = store.clock() + settings.file_lifetime
                 record = store.records.add("upload", new_id(48), data, owner, expires, size=size or 0)
             store.sync(record.name)
@@ -277,9 +279,14 @@ class _Writer:
         async with self._lock:
             self._check_turn()
             data, self._waiting = self._waiting, bytearray()
-            if data:
+            if not data:
+                return
+            try:
                 await self._server.run(self._store.write, self._name, self._end, data)
-                self._end += len(data)
+            except ApiError:  # the disk is full: what was not acknowledged makes room
+                await self._server.run(self._store.cut, self._name, self._record.data["received"])
+                raise
+            self._end += len(data)
 
     def _check_turn(self) -> None:
         if not self._my_turn():
