@@ -1,5 +1,5 @@
-"""A real browser for the tests of the page: Chromium without a window, driven over its DevTools protocol with the websockets that the server
-needs anyway. It types, clicks and looks as a person does; what goes wrong in the page's scripts or its security policy is collected.
+"""A real browser for the tests of the page: Chromium without a window, driven over its DevTools protocol with what the server needs anyway,
+websockets. It types, clicks and looks as a person does; what goes wrong in scripts or against the security policy is collected.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
-    ".webmanifest": "application/manifest+json",
 }
 
 # What a model writes reaches the page, so nothing that looks like a script in it may ever run: no inline script or style, no
@@ -36,7 +35,6 @@ POLICY = "; ".join(
         "connect-src 'self'",
         "img-src 'self' blob:",
         "media-src blob:",
-        "manifest-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",

@@ -32,11 +32,9 @@ export class ContextCache {
     else this.say(`${count(cache.ids.length, "turn")}, ${number(cache.tokens)} tokens, until ${timeOf(cache.expires)}.`);
   }
 
-  /** The cache that begins a request of these turns, made if need be; null if none is wanted or there is nothing to keep. Raises ApiError. */
-  async current(turns, model, systemInstruction) {
-    const { conversation } = this;
-    if (!conversation.caching) return null;
-    const { cache } = conversation;
+  /** {name, turns} of the cache that a request of these turns can begin with, null if there is none. */
+  fitting(turns, model, systemInstruction) {
+    const { cache } = this.conversation;
     const fits =
       cache &&
       cache.model === model &&
@@ -44,11 +42,17 @@ export class ContextCache {
       cache.expires > Date.now() + MARGIN &&
       cache.ids.length < turns.length &&
       cache.ids.every((id, i) => turns[i].id === id);
-    if (!fits) {
-      await this.drop();
-      await this.make(turns.slice(0, -1), model, systemInstruction);
-    }
-    return conversation.cache && { name: conversation.cache.name, turns: conversation.cache.ids.length };
+    return fits ? { name: cache.name, turns: cache.ids.length } : null;
+  }
+
+  /** The same, made if need be; null if none is wanted or there is nothing to keep. Raises ApiError. */
+  async current(turns, model, systemInstruction) {
+    if (!this.conversation.caching) return null;
+    const found = this.fitting(turns, model, systemInstruction);
+    if (found) return found;
+    await this.drop();
+    await this.make(turns.slice(0, -1), model, systemInstruction);
+    return this.fitting(turns, model, systemInstruction);
   }
 
   /** Keep these turns. Raises ApiError. */

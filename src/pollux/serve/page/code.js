@@ -33,7 +33,10 @@ function curl(model, body, files) {
     (key, value) => {
       if (!value?.medium) return value;
       const { medium } = value;
-      if (isLarge(medium)) return { fileData: { mimeType: medium.mimeType, fileUri: medium.file?.uri ?? "the uri that an upload to /upload/v1beta/files answers" } };
+      if (isLarge(medium))
+        return {
+          fileData: { mimeType: medium.mimeType, fileUri: medium.file?.uri ?? "the uri that an upload to /upload/v1beta/files answers" },
+        };
       return { inlineData: { mimeType: medium.mimeType, data: MARK + names.indexOf(files.get(medium)) + MARK } };
     },
     2,
@@ -77,7 +80,10 @@ function python(model, body, files) {
     `contents=${list(body.contents.map(turn), 1)}`,
     ...(config.length ? [`config=${call("types.GenerateContentConfig", config, 1)}`] : []),
   ];
-  const client = [`api_key=${hasKey() ? 'os.environ["GEMINI_API_KEY"]' : '"none"'}`, `http_options=types.HttpOptions(base_url=${literal(serverAddress())})`];
+  const client = [
+    `api_key=${hasKey() ? 'os.environ["GEMINI_API_KEY"]' : '"none"'}`,
+    `http_options=types.HttpOptions(base_url=${literal(serverAddress())})`,
+  ];
   return `${hasKey() ? "import os\n" : ""}from pathlib import Path
 
 from google import genai
@@ -122,7 +128,10 @@ function literal(value) {
   if (value === true) return "True";
   if (value === false) return "False";
   if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
-  if (typeof value === "object") return `{${Object.entries(value).map(([key, each]) => `${literal(key)}: ${literal(each)}`).join(", ")}}`;
+  if (typeof value === "object")
+    return `{${Object.entries(value)
+      .map(([key, each]) => `${literal(key)}: ${literal(each)}`)
+      .join(", ")}}`;
   return JSON.stringify(value); // numbers, and strings: every JSON string is a Python string
 }
 

@@ -4,9 +4,12 @@
 import { byId, element, icon, iconButton, note, say } from "./elements.js";
 import { plainWords } from "./errors.js";
 import { isLarge, kindInWords, kindOf, medium, show, upload } from "./media.js";
-import { grow } from "./turns.js";
+import { composes, grow } from "./turns.js";
 
-/** actions: {send(), changed(), count(medium) -> Promise of its tokens or null, enlarge(medium, label), needKey(error) -> Promise of whether to go on} */
+/**
+ * actions: {send(), changed(), enlarge(medium, label), count(medium, signal) -> Promise of its tokens or null,
+ * needKey(error) -> Promise of whether there is another key to try with}
+ */
 export class Composer {
   constructor(actions) {
     this.actions = actions;
@@ -20,16 +23,17 @@ export class Composer {
       if (!this.busy) this.actions.send();
     });
     this.field.addEventListener("keydown", (event) => {
-      // While a word is being composed (Japanese, Chinese, ...), Enter chooses it.
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      if (event.key !== "Enter" || event.shiftKey || composes(event)) return;
       event.preventDefault();
       byId("composer").requestSubmit();
     });
     this.field.addEventListener("input", () => this.changed());
     this.field.addEventListener("paste", (event) => {
-      if (!event.clipboardData.files.length) return;
+      const { files, types } = event.clipboardData;
+      // Text of a word processor comes with a picture of itself; nobody means that.
+      if (!files.length || (types.includes("text/plain") && types.includes("text/html"))) return;
       event.preventDefault();
-      this.attach(event.clipboardData.files);
+      this.attach(files);
     });
 
     const files = byId("files");
@@ -67,10 +71,11 @@ export class Composer {
 
   setBusy(busy) {
     this.busy = busy;
-    const hadFocus = [byId("send"), byId("stop")].includes(document.activeElement);
+    // The one button takes the place of the other, and its focus, or that of a button which is gone with what it belonged to.
+    const takesFocus = [byId("send"), byId("stop"), document.body].includes(document.activeElement);
     byId("send").hidden = busy;
     byId("stop").hidden = !busy;
-    if (hadFocus) byId(busy ? "stop" : "send").focus(); // the one button takes the place of the other, and its focus
+    if (takesFocus) byId(busy ? "stop" : "send").focus();
     this.changed();
   }
 
@@ -102,7 +107,14 @@ export class Composer {
       this.changed();
       this.field.focus();
     });
-    entry.item = element("li", { class: kindOf(made.mimeType) }, show(made, label, this.actions.enlarge), element("span", { class: "name" }, made.name), state, remove);
+    entry.item = element(
+      "li",
+      { class: kindOf(made.mimeType) },
+      show(made, label, this.actions.enlarge),
+      element("span", { class: "name" }, made.name),
+      state,
+      remove,
+    );
     this.attached.push(entry);
     this.list.append(entry.item);
     say(`${label} attached`);
@@ -126,8 +138,14 @@ export class Composer {
     } catch (error) {
       if (error.name === "AbortError") return;
       if (await this.actions.needKey(error)) return this.prepare(entry, state);
-      const again = element("button", { type: "button", class: "quiet", onclick: () => this.prepare(entry, state) }, icon("retry"), "Try again");
-      state.replaceChildren(element("span", { class: "wrong", role: "alert" }, plainWords(error)), again);
+      const again = element(
+        "button",
+        { type: "button", class: "quiet", onclick: () => this.prepare(entry, state) },
+        icon("retry"),
+        "Try again",
+      );
+      const useful = error.code !== 400; // what is wrong with the file itself stays wrong
+      state.replaceChildren(element("span", { class: "wrong", role: "alert" }, plainWords(error)), useful ? again : "");
     }
   }
 

@@ -13,7 +13,9 @@ let lastId = Date.now();
 const newId = () => String(++lastId);
 
 export class Conversation {
-  constructor() {
+  /** failed(error): called when the conversation cannot be kept, because there is no room for instance. */
+  constructor(failed) {
+    this.failed = failed;
     this.turns = [];
     this.draft = "";
     this.caching = false; // whether the beginning shall be kept on the server
@@ -49,7 +51,7 @@ export class Conversation {
   }
 
   saveSoon() {
-    this.timer ||= setTimeout(() => this.save(), PAUSE);
+    this.timer ||= setTimeout(() => this.save().catch(this.failed), PAUSE);
   }
 
   async save() {

@@ -71,19 +71,11 @@ export function askForKey(why) {
     dialog.returnValue = "";
     dialog.showModal();
     byId("key-value").focus();
-    const submitted = () => setKey(byId("key-value").value);
-    dialog.querySelector("form").addEventListener("submit", submitted, { once: true });
-    let given = false;
-    dialog.querySelector("form").addEventListener("submit", () => (given = true), { once: true });
-    dialog.addEventListener(
-      "close",
-      () => {
-        dialog.querySelector("form").removeEventListener("submit", submitted);
-        asking = null;
-        resolve(given);
-      },
-      { once: true },
-    );
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "use"), { once: true }); // the value of the button, index.html
+  }).then((given) => {
+    asking = null;
+    if (given) setKey(byId("key-value").value);
+    return given;
   });
   return asking;
 }

@@ -1,8 +1,8 @@
 // Making elements. Everything that the page shows goes through here or through textContent: strings become text nodes, never HTML.
 
 /**
- * element("a", {href: "…", class: "quiet", onclick: f}, "text", child): attributes by name, listeners by "on…", booleans as present or absent.
- * Children that are null or false are left out.
+ * element("a", {href: "…", class: "quiet", onclick: f}, "text", child): attributes by name, listeners by "on…", true and false as
+ * present and absent. Children that are null or false are left out.
  */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);

@@ -7,7 +7,7 @@ export function plainWords(error) {
     case 0:
       return "The server cannot be reached. Is it running, and is the network there?";
     case 400:
-      return `The server did not understand this request: ${said}`;
+      return `The server refuses this request: ${said}`;
     case 401:
     case 403:
       return `The server does not allow this: ${said}`;

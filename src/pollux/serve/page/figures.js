@@ -2,6 +2,7 @@
 // makes a Stopwatch for each answer and gives it every chunk; turns.js writes its figures under the answer.
 
 const ORDER = ["TEXT", "IMAGE", "AUDIO", "VIDEO", "DOCUMENT"];
+const LEAST = 250; // ms between the first chunk and the last that a rate can be measured over
 const WORDS = { TEXT: "text", IMAGE: "image", AUDIO: "audio", VIDEO: "video", DOCUMENT: "document" };
 
 export class Stopwatch {
@@ -23,8 +24,8 @@ export class Stopwatch {
   figures() {
     const now = performance.now();
     const tokens = written(this.usage);
-    // The rate of writing: reading the prompt is not in it, as long as the first chunk said how many tokens it was.
-    const since = this.first && this.last.time > this.first.time ? this.first : { time: this.start, tokens: 0 };
+    // The rate of writing, without reading the prompt. Of an answer that came nearly at once, such as a picture, only the whole is known.
+    const since = this.first && this.last.time - this.first.time > LEAST ? this.first : { time: this.start, tokens: 0 };
     const seconds = ((this.last?.time ?? now) - since.time) / 1000;
     return {
       read: this.usage.promptTokenCount ?? 0,

@@ -110,7 +110,11 @@ async function json(method, path, body, signal) {
 }
 
 async function call(method, path, { body, headers = {}, signal } = {}) {
-  const all = { ...(apiKey && { "x-goog-api-key": apiKey }), ...(typeof body === "string" && { "Content-Type": "application/json" }), ...headers };
+  const all = {
+    ...(apiKey && { "x-goog-api-key": apiKey }),
+    ...(typeof body === "string" && { "Content-Type": "application/json" }),
+    ...headers,
+  };
   let response;
   try {
     response = await fetch(new URL(path, new URL(VERSION, ROOT)), { method, body, headers: all, signal });

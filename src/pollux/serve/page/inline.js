@@ -9,7 +9,8 @@ const SPACE = /\s/;
 const DEEPEST = 32; // levels of emphasis of a kind; a browser fails at elements some thousand levels deep
 const BARE_ADDRESS = /https?:\/\/[^\s<>"'`]{1,2048}/y;
 const ANGLE_ADDRESS = /<(https?:\/\/[^\s<>]{1,2048}|[\w.+-]{1,64}@[\w.-]{1,255})>/y;
-const DESTINATION = /\(\s{0,9}(?:<([^<>\n]{0,2048})>|((?:[^\s()\\]|\\.|\([^\s()]{0,500}\)){0,2048}))(?:\s{1,9}(?:"[^"]{0,500}"|'[^']{0,500}'))?\s{0,9}\)/y;
+const DESTINATION =
+  /\(\s{0,9}(?:<([^<>\n]{0,2048})>|((?:[^\s()\\]|\\.|\([^\s()]{0,500}\)){0,2048}))(?:\s{1,9}(?:"[^"]{0,500}"|'[^']{0,500}'))?\s{0,9}\)/y;
 
 /** The text as a fragment of nodes. */
 export function inline(text) {

@@ -18,9 +18,9 @@ import { Size } from "./size.js";
 import { textOf, Transcript } from "./turns.js";
 
 let models = [];
-let running = null; // {turn, controller} of the answer that is being written
+let running = null; // {controller, ended} of the answer that is being written
 
-const conversation = new Conversation();
+const conversation = new Conversation((error) => note(`This browser keeps nothing more (${error.message}).`));
 const size = new Size();
 const settings = new Settings(() => {});
 const cache = new ContextCache(conversation, cacheNow);
@@ -43,9 +43,10 @@ async function answer() {
   const before = conversation.turns;
   const turn = conversation.add({ role: "model", parts: [], state: "writing", model: model().name, sent: settings.values() });
   const controller = new AbortController();
-  running = { turn, controller };
-  composer.setBusy(true);
+  let end;
+  running = { controller, ended: new Promise((resolve) => (end = resolve)) };
   showAll();
+  composer.setBusy(true);
   say("The model is answering.");
   let wantsKey = false;
   try {
@@ -60,6 +61,7 @@ async function answer() {
     composer.setBusy(false);
     transcript.update(turn);
     conversation.saveSoon();
+    end();
   }
   say(turn.state === "failed" ? "" : textOf(turn) || "The answer has come."); // an error speaks for itself: it is an alert
   if (wantsKey && (await askForKey(wantsKey))) await retry(turn);
@@ -98,20 +100,25 @@ function addChunk(turn, { candidates: [candidate] = [], promptFeedback }) {
     } else if (part.inlineData) {
       const { mimeType, data } = part.inlineData;
       const number = conversation.turns.flatMap(({ parts }) => parts).filter((each) => each.medium?.drawn).length + 1;
-      turn.parts.push({ medium: { blob: blobOf(data, mimeType), mimeType, name: nameFor(`drawn-${number}`, mimeType), file: null, drawn: true } });
+      turn.parts.push({
+        medium: { blob: blobOf(data, mimeType), mimeType, name: nameFor(`drawn-${number}`, mimeType), file: null, drawn: true },
+      });
     } else {
       turn.parts.push(part);
     }
   }
 }
 
-function stop() {
+/** End the answer that is being written; what there is of it stays. */
+async function stop() {
   running?.controller.abort();
+  await running?.ended;
 }
 
 /** Another answer to the same turns. */
 async function retry(turn) {
-  if (running || !settings.check()) return;
+  if (!settings.check()) return;
+  await stop();
   conversation.replace(conversation.turns.slice(0, conversation.indexOf(turn)));
   transcript.goToEnd();
   await answer();
@@ -119,7 +126,8 @@ async function retry(turn) {
 
 /** Say something else in a turn, and go on from there. */
 async function edit(turn, text) {
-  if (running || !settings.check()) return;
+  if (!settings.check()) return;
+  await stop();
   const before = conversation.turns;
   const at = conversation.indexOf(turn);
   const first = turn.parts.findIndex((part) => "text" in part && !part.thought);
@@ -134,10 +142,10 @@ async function edit(turn, text) {
   else byId("message").focus();
 }
 
-function clear() {
+async function clear() {
+  await stop();
   const { turns } = conversation;
   if (!turns.length) return byId("message").focus();
-  stop();
   conversation.replace([]);
   cache.drop();
   showAll();
@@ -145,8 +153,8 @@ function clear() {
   note("A new conversation.", "Undo", () => putBack(turns));
 }
 
-function putBack(turns) {
-  stop();
+async function putBack(turns) {
+  await stop();
   conversation.replace(turns);
   showAll();
 }
@@ -177,13 +185,14 @@ async function codeOf(turn) {
 async function codeOfDraft() {
   if (!model() || !settings.check()) return;
   const turns = [...conversation.turns, { role: "user", parts: composer.parts() }];
-  showCode(await asCode(model().name, turns, settings.values(), null));
+  const values = settings.values();
+  showCode(await asCode(model().name, turns, values, cache.fitting(turns, model().name, values.systemInstruction)));
 }
 
 async function cacheNow() {
   try {
-    if (model() && conversation.turns.length && !running) await cache.make(conversation.turns, model().name, settings.values().systemInstruction);
-    else cache.show();
+    cache.show();
+    if (model() && !running) await cache.make(conversation.turns, model().name, settings.values().systemInstruction);
   } catch (error) {
     cache.refuse(error);
   }
@@ -209,6 +218,7 @@ async function loadModels() {
   trouble.hidden = true;
   try {
     models = await listModels();
+    if (!models.length) throw new Error("The server has no model that answers.");
   } catch (error) {
     if (await needKey(error)) return loadModels();
     const retryButton = element("button", { type: "button", class: "quiet", onclick: loadModels }, icon("retry"), "Try again");
@@ -216,7 +226,10 @@ async function loadModels() {
     trouble.hidden = false;
     return;
   }
-  const options = models.map(({ name, displayName, description }) => element("option", { value: name, title: description }, displayName || name));
+  // By the name that requests use: several names of one model have the same display name.
+  const options = models.map(({ name, description }) =>
+    element("option", { value: name, title: description }, name.replace("models/", "")),
+  );
   byId("model").replaceChildren(...options);
   const remembered = localStorage.getItem("pollux.model");
   if (models.some(({ name }) => name === remembered)) byId("model").value = remembered;

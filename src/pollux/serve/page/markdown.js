@@ -45,10 +45,22 @@ function parse(lines) {
     else if (fence) take("code", endOfCode(lines, i, fence), { fence });
     else if (HEADING.test(line)) take("heading", i + 1);
     else if (RULE.test(line)) take("rule", i + 1);
-    else if (QUOTE.test(line)) take("quote", endWhile(lines, i, (next) => QUOTE.test(next)));
+    else if (QUOTE.test(line))
+      take(
+        "quote",
+        endWhile(lines, i, (next) => QUOTE.test(next)),
+      );
     else if (ITEM.test(line)) take("list", endOfList(lines, i));
-    else if (isTable(lines, i)) take("table", endWhile(lines, i + 2, (next) => next.includes("|") && next.trim()));
-    else take("paragraph", endWhile(lines, i + 1, (next, at) => next.trim() && !interrupts(next) && !isTable(lines, at)));
+    else if (isTable(lines, i))
+      take(
+        "table",
+        endWhile(lines, i + 2, (next) => next.includes("|") && next.trim()),
+      );
+    else
+      take(
+        "paragraph",
+        endWhile(lines, i + 1, (next, at) => next.trim() && !interrupts(next) && !isTable(lines, at)),
+      );
   }
   return blocks;
 }
@@ -61,18 +73,44 @@ function render(block, depth) {
       const line = block.lines[0];
       const level = HEADING.exec(line)[1].length;
       // The page has its name as h1 and each turn an unseen h2, so headings of an answer begin below.
-      return element(`h${Math.min(level + 2, 6)}`, { class: `level${level}` }, inline(line.trim().slice(level).trim().replace(/(^|\s)#+$/, "")));
+      return element(
+        `h${Math.min(level + 2, 6)}`,
+        { class: `level${level}` },
+        inline(
+          line
+            .trim()
+            .slice(level)
+            .trim()
+            .replace(/(^|\s)#+$/, ""),
+        ),
+      );
     }
     case "rule":
       return element("hr");
     case "quote":
-      return element("blockquote", {}, ...nested(block.lines.map((line) => line.replace(QUOTE, "")), depth + 1));
+      return element(
+        "blockquote",
+        {},
+        ...nested(
+          block.lines.map((line) => line.replace(QUOTE, "")),
+          depth + 1,
+        ),
+      );
     case "list":
       return list(block.lines, depth + 1);
     case "table":
       return table(block.lines);
     default:
-      return element("p", {}, inline(block.lines.map((line) => line.trimStart()).join("\n").trimEnd()));
+      return element(
+        "p",
+        {},
+        inline(
+          block.lines
+            .map((line) => line.trimStart())
+            .join("\n")
+            .trimEnd(),
+        ),
+      );
   }
 }
 
@@ -165,9 +203,15 @@ function list(lines, depth) {
       items.at(-1).push(line.slice(Math.min(indent(line), inside)));
     }
   }
-  const loose = items.some((item, i) => item.some((line, j) => !line.trim() && j > 0 && (j < trimEnd(item, item.length) || i < items.length - 1)));
+  const loose = items.some((item, i) =>
+    item.some((line, j) => !line.trim() && j > 0 && (j < trimEnd(item, item.length) || i < items.length - 1)),
+  );
   const start = /\d/.test(mark) ? parseInt(mark, 10) : null;
-  return element(start === null ? "ul" : "ol", start === null || start === 1 ? {} : { start }, ...items.map((item) => listItem(item, loose, depth)));
+  return element(
+    start === null ? "ul" : "ol",
+    start === null || start === 1 ? {} : { start },
+    ...items.map((item) => listItem(item, loose, depth)),
+  );
 }
 
 function listItem(lines, loose, depth) {
@@ -175,7 +219,9 @@ function listItem(lines, loose, depth) {
   const text = task ? [lines[0].slice(task[0].length), ...lines.slice(1)] : lines;
   const children = nested(text, depth);
   const tight = loose ? children : children.flatMap((child) => (child.tagName === "P" ? [...child.childNodes] : [child]));
-  const box = task && element("input", { type: "checkbox", disabled: true, checked: task[1] !== " ", "aria-label": task[1] === " " ? "to do" : "done" });
+  const box =
+    task &&
+    element("input", { type: "checkbox", disabled: true, checked: task[1] !== " ", "aria-label": task[1] === " " ? "to do" : "done" });
   return element("li", task ? { class: "task" } : {}, box, ...tight);
 }
 
@@ -189,7 +235,10 @@ function isTable(lines, at) {
 function cells(line) {
   const found = [""];
   let inCode = false;
-  const text = line.trim().replace(/^\|/, "").replace(/(^|[^\\])\|$/, "$1");
+  const text = line
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/(^|[^\\])\|$/, "$1");
   for (let i = 0; i < text.length; i += 1) {
     if (text[i] === "`") inCode = !inCode;
     if (text[i] === "\\" && text[i + 1] === "|") found[found.length - 1] += text[++i];
@@ -203,9 +252,14 @@ function table(lines) {
   const sides = cells(lines[1]).map((mark) => (mark.endsWith(":") ? (mark.startsWith(":") ? "centre" : "right") : null));
   const row = (line, tag) => {
     const texts = cells(line);
-    return element("tr", {}, ...sides.map((side, i) => element(tag, { class: side, scope: tag === "th" && "col" }, inline(texts[i] ?? ""))));
+    return element(
+      "tr",
+      {},
+      ...sides.map((side, i) => element(tag, { class: side, scope: tag === "th" && "col" }, inline(texts[i] ?? ""))),
+    );
   };
   const body = lines.slice(2).map((line) => row(line, "td"));
   const whole = element("table", {}, element("thead", {}, row(lines[0], "th")), element("tbody", {}, ...body));
-  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, whole); // wide tables scroll by themselves
+  // Wide tables scroll by themselves, also with the keyboard.
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, whole);
 }

@@ -27,7 +27,14 @@ export function medium(blob, name) {
 
 // Some systems know no type for these.
 function typeByName(name) {
-  const types = { flac: "audio/flac", opus: "audio/ogg", mkv: "video/x-matroska", m4a: "audio/mp4", heic: "image/heic", avif: "image/avif" };
+  const types = {
+    flac: "audio/flac",
+    opus: "audio/ogg",
+    mkv: "video/x-matroska",
+    m4a: "audio/mp4",
+    heic: "image/heic",
+    avif: "image/avif",
+  };
   return types[name.split(".").pop().toLowerCase()] ?? "";
 }
 
@@ -52,7 +59,7 @@ function base64(blob) {
   if (!encoded.has(blob)) {
     const reading = new Promise((resolve, reject) => {
       const reader = new FileReader();
-      reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+      reader.onload = () => resolve(reader.result.slice(reader.result.lastIndexOf(",") + 1));
       reader.onerror = () => reject(reader.error);
       reader.readAsDataURL(blob);
     });
@@ -78,11 +85,16 @@ export function addressOf(blob) {
 export function show(medium, label, enlarge) {
   const src = addressOf(medium.blob);
   if (kindOf(medium.mimeType) === "audio") return element("audio", { src, controls: true, preload: "metadata", "aria-label": label });
-  if (kindOf(medium.mimeType) === "video") return element("video", { src, controls: true, playsinline: true, preload: "metadata", "aria-label": label });
+  if (kindOf(medium.mimeType) === "video")
+    return element("video", { src, controls: true, playsinline: true, preload: "metadata", "aria-label": label });
   const picture = element("img", { src, alt: label, decoding: "async" });
   // What small models draw has few pixels; they are shown larger, with their edges.
   picture.addEventListener("load", () => picture.classList.toggle("small", picture.naturalWidth <= 128));
-  return element("button", { type: "button", class: "picture", title: "Enlarge", "aria-label": `Enlarge ${label}`, onclick: () => enlarge(medium, label) }, picture);
+  return element(
+    "button",
+    { type: "button", class: "picture", title: "Enlarge", "aria-label": `Enlarge ${label}`, onclick: () => enlarge(medium, label) },
+    picture,
+  );
 }
 
 /** "picture.png" of "image/png": a name for what has none. */

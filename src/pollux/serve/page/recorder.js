@@ -114,7 +114,8 @@ export class Camera {
 
   startClip() {
     const chunks = [];
-    this.recorder = new MediaRecorder(this.stream);
+    const mimeType = ["video/webm", "video/mp4"].find((type) => MediaRecorder.isTypeSupported(type)); // formats of the API
+    this.recorder = new MediaRecorder(this.stream, { mimeType });
     this.recorder.ondataavailable = ({ data }) => chunks.push(data);
     this.recorder.onstop = () => {
       const blob = new Blob(chunks, { type: this.recorder.mimeType });
@@ -185,7 +186,9 @@ async function toWav(context, blob) {
   source.connect(offline.destination);
   source.start();
   const samples = (await offline.startRendering()).getChannelData(0);
-  return new Blob([wavHeader(samples.length), Int16Array.from(samples, (x) => Math.max(-1, Math.min(1, x)) * 32767)], { type: "audio/wav" });
+  return new Blob([wavHeader(samples.length), Int16Array.from(samples, (x) => Math.max(-1, Math.min(1, x)) * 32767)], {
+    type: "audio/wav",
+  });
 }
 
 // RIFF header of 16-bit samples, one channel.

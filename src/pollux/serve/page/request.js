@@ -31,14 +31,23 @@ export async function requestBody(turns, settings, cache = null, part = sentPart
   return body;
 }
 
-/** Turns as the API writes them. Thoughts are not given back, and a turn in which nothing was said is left out. */
+/**
+ * Turns as the API writes them. Thoughts are not given back. Left out are turns in which nothing was said, and questions that failed: what
+ * the server refused once, such as a sound that is too long, it would refuse with every later question as well.
+ */
 export async function contents(turns, part = sentPart) {
   const made = [];
-  for (const { role, parts } of turns) {
+  for (const [i, { role, parts }] of turns.entries()) {
     const spoken = parts.filter((each) => !each.thought);
-    if (spoken.length) made.push({ role, parts: await Promise.all(spoken.map((each) => (each.medium ? part(each.medium) : each))) });
+    if (!spoken.length || (turns[i + 1] && isUnanswered(turns[i + 1]))) continue;
+    made.push({ role, parts: await Promise.all(spoken.map((each) => (each.medium ? part(each.medium) : each))) });
   }
   return made;
+}
+
+/** Whether a turn is an answer that failed before anything was said. */
+export function isUnanswered(turn) {
+  return turn.state === "failed" && turn.parts.length === 0;
 }
 
 async function sentPart(medium) {

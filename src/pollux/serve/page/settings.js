@@ -42,7 +42,7 @@ export class Settings {
       systemInstruction: byId("systemInstruction").value.trim(),
       responseModalities: byId("responseModalities").value,
       includeThoughts: !byId("thinking").hidden && byId("includeThoughts").checked,
-      schema: byId("schema").value.trim() ? JSON.parse(byId("schema").value) : null,
+      schema: byId("schema").value.trim() && byId("schema").validity.valid ? JSON.parse(byId("schema").value) : null,
     };
     for (const name of NUMBERS) values[name] = byId(name).value === "" ? null : byId(name).valueAsNumber;
     if (byId("thinking").hidden) values.thinkingBudget = null;
@@ -64,7 +64,7 @@ export class Settings {
     byId("maxOutputTokens").max = model.outputTokenLimit ?? "";
     byId("temperature").placeholder = model.temperature ?? "";
     byId("topP").placeholder = model.topP ?? "";
-    byId("topK").placeholder = model.topK === 0 ? "off" : (model.topK ?? "");
+    byId("topK").placeholder = model.topK || "off";
     byId("maxOutputTokens").placeholder = model.outputTokenLimit ? `up to ${model.outputTokenLimit}` : "";
     byId("thinking").hidden = !model.thinking;
     this.tie();
@@ -129,7 +129,7 @@ function whyNoSchema(text) {
   if (!text.trim()) return "";
   try {
     const schema = JSON.parse(text);
-    return schema && typeof schema === "object" && !Array.isArray(schema) ? "" : "A schema is an object, such as {\"type\": \"string\"}.";
+    return schema && typeof schema === "object" && !Array.isArray(schema) ? "" : 'A schema is an object, such as {"type": "string"}.';
   } catch (error) {
     return `This is not JSON: ${error.message}`;
   }

@@ -5,6 +5,7 @@ import { copy, element, icon, iconButton } from "./elements.js";
 import { inWords } from "./figures.js";
 import { Markdown } from "./markdown.js";
 import { kindInWords, kindOf, show as showMedium } from "./media.js";
+import { isUnanswered } from "./request.js";
 
 const NEAR_END = 80; // pixels: who is closer to the end than this wants to follow what is written
 
@@ -94,6 +95,7 @@ class TurnView {
     this.turn = turn;
     this.article.setAttribute("aria-busy", String(writing));
     this.article.classList.toggle("writing", writing);
+    this.article.classList.toggle("unanswered", isUnanswered(turn));
     turn.parts.forEach((part, i) => this.updatePart(part, i));
     while (this.shown.length > turn.parts.length) this.shown.pop().node.remove();
     this.status.replaceChildren(...this.said(turn));
@@ -118,12 +120,18 @@ class TurnView {
     const still = () => {};
     if (kind === "medium") {
       const label = `${this.turn.role === "model" ? "drawn " : ""}${kindInWords(part.medium.mimeType)} ${part.medium.name}`;
-      return { node: element("div", { class: `medium ${kindOf(part.medium.mimeType)}` }, showMedium(part.medium, label, this.actions.enlarge)), update: still };
+      return {
+        node: element("div", { class: `medium ${kindOf(part.medium.mimeType)}` }, showMedium(part.medium, label, this.actions.enlarge)),
+        update: still,
+      };
     }
     if (kind === "thought") {
       const inside = element("div", { class: "markdown" });
       const markdown = new Markdown(inside);
-      return { node: element("details", { class: "thought" }, element("summary", {}, "Thoughts"), inside), update: ({ text }) => markdown.show(text) };
+      return {
+        node: element("details", { class: "thought" }, element("summary", {}, "Thoughts"), inside),
+        update: ({ text }) => markdown.show(text),
+      };
     }
     if (kind === "other") {
       return { node: element("pre", { class: "other" }, JSON.stringify(part, null, 2)), update: still };
@@ -140,9 +148,15 @@ class TurnView {
   // Between the parts and the foot: that the answer is coming, why it ended early, what went wrong.
   said(turn) {
     if (turn.role === "user") return [];
-    if (turn.state === "writing") return turn.parts.length ? [] : [element("p", { class: "waiting", "aria-label": "Waiting for the answer" }, icon("waiting"))];
+    if (turn.state === "writing")
+      return turn.parts.length ? [] : [element("p", { class: "waiting", "aria-hidden": "true" }, icon("waiting"))];
     if (turn.state === "failed") {
-      const retry = element("button", { type: "button", class: "quiet", onclick: () => this.actions.retry(this.turn) }, icon("retry"), "Try again");
+      const retry = element(
+        "button",
+        { type: "button", class: "quiet", onclick: () => this.actions.retry(this.turn) },
+        icon("retry"),
+        "Try again",
+      );
       return [element("div", { class: "wrong", role: "alert" }, element("p", {}, turn.error), retry)];
     }
     const why = turn.state === "stopped" ? "Stopped." : endInWords(turn);
@@ -156,7 +170,7 @@ class TurnView {
       const button = iconButton("copy", "Copy", () => copy(textOf(this.turn), button));
       can.push(button);
     }
-    if (turn.role === "model" && turn.state !== "failed") can.push(iconButton("retry", "Another answer", () => this.actions.retry(this.turn)));
+    if (turn.role === "model" && turn.state !== "failed") can.push(iconButton("retry", "Try again", () => this.actions.retry(this.turn)));
     if (turn.role === "user" || text) can.push(iconButton("edit", "Edit", () => this.edit()));
     if (turn.role === "model") can.push(iconButton("code", "This request as code", () => this.actions.code(this.turn)));
     const figures = turn.figures && turn.state !== "failed" && readOut(turn.figures);
@@ -191,7 +205,7 @@ class TurnView {
       if (event.key === "Escape") {
         event.stopPropagation(); // it ends the editing, not an answer
         close();
-      } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && turn.role === "user") {
+      } else if (event.key === "Enter" && !event.shiftKey && !composes(event) && turn.role === "user") {
         event.preventDefault();
         form.requestSubmit();
       }
@@ -203,6 +217,9 @@ class TurnView {
     field.focus();
   }
 }
+
+/** Whether a key belongs to a word that is being composed (Japanese, Chinese, ...): there, Enter chooses it. 229 is how Safari says it. */
+export const composes = (event) => event.isComposing || event.keyCode === 229;
 
 /** Make a text field as high as its text; the style sheet has the limit. */
 export function grow(field) {
@@ -225,7 +242,8 @@ function readOut(figures) {
 
 function endInWords({ finishReason, sent, parts }) {
   if (finishReason === "MAX_TOKENS") {
-    return `Ended at the most tokens that an answer may have${sent?.maxOutputTokens ? ` (${sent.maxOutputTokens})` : ""}; the settings can raise it.`;
+    const limit = sent?.maxOutputTokens ? ` (${sent.maxOutputTokens})` : "";
+    return `Ended at the most tokens that an answer may have${limit}; the settings can raise it.`;
   }
   if (finishReason && finishReason !== "STOP") return `Ended early: ${finishReason.toLowerCase().replaceAll("_", " ")}.`;
   return parts.length ? "" : "The model ended its answer before it wrote anything.";
