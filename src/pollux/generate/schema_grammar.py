@@ -3,7 +3,7 @@
 llguidance reads JSON Schema itself, but in JSON only, with numbers and whitespace that need not end and without a look at whether a
 recursive schema can end at all. Here every rule that can be entered can also be left: what could only go on for ever is taken out.
 What is written is a part of what the schema admits: objects have the declared properties in their order, and others only where
-`additionalProperties` says so; oneOf is read as anyOf.
+`additionalProperties` says so; oneOf is read as anyOf. `nullable` is that of OpenAPI.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REMARKS = {
     *("title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"),
     *("$schema", "$id", "$comment", "$anchor", "$defs", "definitions"),
 }
-CONSTRAINTS = {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}.union(*FACETS.values())
+CONSTRAINTS = {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "nullable"}.union(*FACETS.values())
 MAX_DEPTH, MAX_COUNT = 64, 1 << 24
 _INT32 = {"minimum": -(2**31), "maximum": 2**31 - 1}
 
@@ -74,19 +74,25 @@ class Values:
         schema = {keyword: value for keyword, value in schema.items() if keyword in CONSTRAINTS}
         if not schema:
             return self._anything()
+        if "nullable" in schema:
+            alone = self._value(_without(schema, "nullable"), path, depth + 1)
+            return self.rules.rule([[alone], ['"null"']], path) if schema["nullable"] else alone
         if set(schema) == {"$ref"}:
             return self._reference(schema["$ref"], path)
-        for keyword in ("$ref", "allOf"):
-            if keyword in schema:
-                parts = [self._resolved(schema[keyword], path)] if keyword == "$ref" else _schemas(schema[keyword], f"{path}.{keyword}")
-                rest: Schema = {name: value for name, value in schema.items() if name != keyword}
-                for i, part in enumerate(parts):
-                    rest = _merged(rest, part, f"{path}.{keyword}" + (f"[{i}]" if keyword == "allOf" else ""))
-                return self._value(rest, path, depth + 1)
+        if "$ref" in schema:
+            target = self._resolved(schema["$ref"], path)
+            return self._value(_merged(_without(schema, "$ref"), target, f"{path}.$ref"), path, depth + 1)
+        if "allOf" in schema:
+            whole = _without(schema, "allOf")
+            for i, part in enumerate(_schemas(schema["allOf"], f"{path}.allOf")):
+                where = f"{path}.allOf[{i}]"
+                if isinstance(part, Mapping) and "$ref" in part:
+                    part = _merged(_without(part, "$ref"), self._resolved(part["$ref"], where), where)
+                whole = _merged(whole, part, where)
+            return self._value(whole, path, depth + 1)
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
-                rest = {name: value for name, value in schema.items() if name != keyword}
-                parts = _schemas(schema[keyword], f"{path}.{keyword}")
+                rest, parts = _without(schema, keyword), _schemas(schema[keyword], f"{path}.{keyword}")
                 paths = [f"{path}.{keyword}[{i}]" for i in range(len(parts))]
                 merged = [_merged(rest, part, where) if rest else part for part, where in zip(parts, paths, strict=True)]
                 return self.rules.rule([[self._value(part, where, depth + 1)] for part, where in zip(merged, paths, strict=True)], path)
@@ -334,6 +340,10 @@ def _merged(schema: Schema, other: Any, path: str) -> Schema:
         if "additionalProperties" in one and "properties" in two and "properties" not in one:
             raise ValueError(f"{path}: 'additionalProperties' and 'properties' must stand in one schema")
     return made
+
+
+def _without(schema: Schema, keyword: str) -> Schema:
+    return {name: value for name, value in schema.items() if name != keyword}
 
 
 def _schemas(value: Any, path: str) -> list[Any]:

@@ -31,7 +31,7 @@ _CHARACTER = (  # of a JSON string; half a surrogate pair is none
     rf"|\\u([0-9abcefABCEF]{_HEX}{{3}}|[dD][0-7]{_HEX}{{2}}|{_SURROGATES}))"
 )
 _PLAIN_CHARACTER = r'([^"\\\x00-\x1f\x7f]|\\["\\bfnrt])'  # spelled in one way only, so that no key comes twice
-_BARE_KEY = r"[^\s:{}\[\],<\"|]+"
+_BARE_KEY = r"[^\s\x00-\x1f:{}\[\],<\"|]+"
 
 Terminal = Callable[[str], str]  # the name of a terminal with this definition
 

@@ -163,18 +163,9 @@ def _schema(schema: Any, path: str, depth: int) -> dict[str, Any]:
             made[keyword] = value if keyword == "additionalProperties" and isinstance(value, bool) else inner(value, keyword)
     if "$ref" in asked:
         made["$ref"] = re.sub("^#/defs/", "#/$defs/", _of_type(asked["$ref"], str, "a string", f"{path}.$ref"))
-    return _with_null(made) if _of_type(asked.get("nullable", False), bool, "true or false", f"{path}.nullable") else made
-
-
-def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
-    if "anyOf" in schema:
-        return schema | {"anyOf": [*schema["anyOf"], {"type": "null"}]}
-    if "enum" in schema:
-        schema = schema | {"enum": [*schema["enum"], None]}
-    if "type" in schema:
-        return schema | {"type": [schema["type"], "null"]}
-    reference = schema.pop("$ref", None)
-    return schema if reference is None else schema | {"anyOf": [{"$ref": reference}, {"type": "null"}]}
+    if _of_type(asked.get("nullable", False), bool, "true or false", f"{path}.nullable"):
+        made["nullable"] = True  # the one word of OpenAPI that stays, because chat templates and the grammar know it
+    return made
 
 
 def _type(value: Any, path: str) -> str:
