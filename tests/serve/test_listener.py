@@ -32,7 +32,7 @@ def serving(gate, drain=30.0):
         until(lambda: listener.started)
         yield listener, sock.getsockname()
     finally:
-        listener.should_exit = listener.force_exit = True
+        listener.end()
         thread.join()
 
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pollux.serve import batches, caches, embeddings, files, generate, models, page, uploads
 from pollux.serve.compress import Compressed
 from pollux.serve.errors import ApiError
+from pollux.serve.interactions import routes as interactions
 from pollux.serve.openai import routes as openai
 from pollux.serve.openai.errors import answer_error
 from pollux.serve.server import VERSIONS, Server
@@ -34,8 +35,10 @@ def create_app(server: Server) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         upkeep.start()
-        yield
-        await asyncio.to_thread(upkeep.close)
+        try:
+            yield
+        finally:  # also where the loop is cut short
+            await asyncio.to_thread(upkeep.close)
 
     app = Starlette(
         routes=[*root_routes(server), *(Mount(f"/{version}", Router(routes(server), redirect_slashes=False)) for version in VERSIONS)],
@@ -51,7 +54,7 @@ def create_app(server: Server) -> Starlette:
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    areas = (openai, generate, embeddings, batches, caches, models, files)
+    areas = (openai, generate, interactions, embeddings, batches, caches, models, files)
     return [route for area in areas for route in area.routes(server)]
 
 

@@ -99,11 +99,16 @@ class Listener(uvicorn.Server):
         self.gate.state = "draining"
         self._closed_at = time.monotonic()
 
+    def end(self) -> None:
+        """Cut off what runs."""
+        self.config.timeout_graceful_shutdown = 0
+        self.should_exit = True
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._closed_at is None:
             self.stop()
         else:
-            self.should_exit = self.force_exit = True
+            self.end()
 
     async def on_tick(self, counter: int) -> bool:
         ended = await super().on_tick(counter)

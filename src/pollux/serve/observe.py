@@ -14,6 +14,7 @@ from pollux.serve.metrics import Metrics
 
 log = logging.getLogger(NAME)
 QUIET = ("/healthz", "/readyz", "/metrics")  # asked every few seconds by programs that watch the server
+METHODS = ("GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS", "WEBSOCKET")
 _CLIENT_LEFT = 499
 
 
@@ -54,6 +55,7 @@ class Observed:
 
     def _note(self, scope: Scope, code: int, seconds: float, name: str, tally: Tally) -> None:
         method = scope.get("method", "WEBSOCKET")
+        method = method if method in METHODS else "other"
         route = route_of(scope)
         self.metrics.requests.labels(route, method, code).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)

@@ -58,7 +58,8 @@ class Completion:
 
     def _choice(self, candidate: Candidate) -> dict[str, Any]:
         index = candidate.index or 0
-        message = {"content": None, "refusal": None} | self._message(candidate, index)
+        said = self._message(candidate, index)
+        message = {"content": None if "tool_calls" in said else "", "refusal": None} | said
         return self._framed(index, {"message": message}, candidate.logprobs_result, _finish(candidate, "tool_calls" in message))
 
     def _framed(self, index: int, said: dict[str, Any], result: LogprobsResult | None, finish: str | None) -> dict[str, Any]:
