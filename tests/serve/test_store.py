@@ -231,6 +231,17 @@ def test_an_update_lays_over_what_others_wrote_and_brings_nothing_back(tmp_path)
     assert records.update(record, {"x": 3}) is None and records.get("kind", "a").data == {"x": 0}
 
 
+def test_the_room_of_deleted_records_goes_back_to_the_disk(tmp_path):
+    store = Store(tmp_path)
+    record = store.records.add("kind", "a", {"a": "x" * 5_000_000})
+    store.sweep()
+    size = sum(file.stat().st_size for file in tmp_path.glob("pollux.sqlite*"))
+    store.delete(record)
+    store.sweep()
+    assert sum(file.stat().st_size for file in tmp_path.glob("pollux.sqlite*")) < size - 4_500_000
+    store.close()
+
+
 def test_many_threads_write_to_one_database(tmp_path):
     records = Records(tmp_path / "a.sqlite")
     threads = [threading.Thread(target=lambda: [records.add("kind", new_id(20), {}) for _ in range(20)]) for _ in range(8)]

@@ -39,8 +39,16 @@ VERSIONS = (  # the statements that lead from each version of the schema to the 
     CREATE INDEX records_owner ON records (kind, owner, number);
     CREATE INDEX records_parent ON records (parent, kind, name);
     CREATE INDEX records_expires ON records (expires) WHERE expires IS NOT NULL;
+    CREATE INDEX records_size ON records (owner) WHERE size > 0;
     CREATE INDEX records_media ON records (media) WHERE media IS NOT NULL;
     """,
+)
+_SETTINGS = (
+    "auto_vacuum = INCREMENTAL",  # must come before the first table
+    "journal_mode = WAL",
+    "journal_size_limit = 67108864",
+    "synchronous = FULL",
+    "foreign_keys = ON",
 )
 _KEEP: Any = object()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -89,7 +97,7 @@ class Records:
         self._lock, self._depth = threading.RLock(), 0
         self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self._connection.row_factory = sqlite3.Row
-        for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for setting in _SETTINGS:
             self._connection.execute(f"PRAGMA {setting}")
         with self.transaction():
             version = self._execute("PRAGMA user_version")[0][0]
@@ -204,7 +212,7 @@ class Records:
 
     def used(self, owner: str) -> int:
         """Bytes of all media of an owner."""
-        return self._execute("SELECT coalesce(sum(size), 0) FROM records WHERE owner = ?", (owner,))[0][0]
+        return self._execute("SELECT coalesce(sum(size), 0) FROM records WHERE owner = ? AND size > 0", (owner,))[0][0]
 
     def media(self) -> set[str]:
         """The names of all media that some record has."""
@@ -221,6 +229,12 @@ class Records:
     def expire(self) -> list[str]:
         """Take away the records whose time is over. Returns the media that belong to nothing any more."""
         return self._delete("expires <= ?", (self.clock(),))
+
+    def compact(self) -> None:
+        """Give the room of deleted records back to the disk."""
+        with self._lock, space():
+            self._connection.executescript("PRAGMA incremental_vacuum(25000)")  # `execute` would stop after the first of these pages
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _delete(self, which: str, values: Sequence[Any]) -> list[str]:
         with self.transaction():

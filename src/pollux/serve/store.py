@@ -140,8 +140,9 @@ class Store:
         self.drop(self.records.delete(record))
 
     def sweep(self) -> None:
-        """Take away what has expired, and what is left of uploads that nobody can go on with."""
+        """Take away what has expired, and what is left of uploads that nobody can go on with; give free room back to the disk."""
         self.drop(self.records.expire())
+        self.records.compact()
         for file in self._uploads.iterdir():
             if self.records.get("upload", file.name) is None:
                 file.unlink(missing_ok=True)
