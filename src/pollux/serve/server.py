@@ -95,7 +95,7 @@ class Server:
             return self.models[short]
         alias = short if short in self.aliases else next((a for a in self.aliases if fnmatch.fnmatchcase(short, a)), None)
         if alias is None or set("/:") & set(short):
-            raise not_found(f"models/{short:.200} is not served here; GET models lists what is")
+            raise not_found(f"models/{short:.200} is not served here, but {', '.join((*self.models, *self.aliases))}")
         return self.models[self.aliases[alias]]
 
     async def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
