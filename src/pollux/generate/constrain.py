@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
 from pollux.generate.rules import Repeat, Rules, Symbol
 from pollux.generate.schema_grammar import Values, reason
-from pollux.generate.value_forms import Gemma, Json, literal
+from pollux.generate.value_forms import Gemma, Json, expression, literal
 from pollux.tokens.calls import QUOTE, declared
 from pollux.tokens.vocabulary import Vocabulary
 
@@ -73,9 +73,11 @@ def choice(strings: Sequence[str], vocabulary: Vocabulary, vocab_size: int) -> G
 
 
 def regex(pattern: str, vocabulary: Vocabulary, vocab_size: int) -> GrammarConstraint:
-    """A text that a regular expression matches as a whole. Raises ValueError for what is none; there is no looking ahead or behind."""
-    inner = regex_to_lark(pattern).replace("\n", r"\n")
-    return _constraint(f"start: T\nT: /(?:{inner})/\n", vocabulary, vocab_size)
+    r"""A text that a regular expression matches as a whole; \d and \w are ASCII, and there is no looking ahead or behind.
+
+    Raises ValueError for what is no such expression.
+    """
+    return _constraint(f"start: T\nT: /{expression(pattern)}/\n", vocabulary, vocab_size)
 
 
 def calls(
