@@ -33,7 +33,7 @@ def number(
         return None
     positive = _side(integer, least, most, low_open, high_open)
     negative = _side(integer, _negated(most), _negated(least), high_open, low_open, signed=True)
-    return " | ".join([*([positive] if positive else []), *([f'"-" ({negative})'] if negative else [])])
+    return " | ".join([*([positive] if positive else []), *([f'"-" ({negative})'] if negative else [])]) or None
 
 
 def _side(integer: bool, low: Decimal | None, high: Decimal | None, low_open: bool, high_open: bool, signed: bool = False) -> str | None:
