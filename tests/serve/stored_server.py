@@ -47,10 +47,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(folder, models=None, settings=Settings(), wrap=lambda app: app) -> Iterator[Running]:
-    """A server in this process; wrap: what stands before its application."""
+def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, objects="") -> Iterator[Running]:
+    """A server in this process; wrap: what stands before its application; objects: URL of an object store."""
     clock = Clock()
-    store = Store(folder, clock)
+    store = Store(folder, clock, objects)
     server = Server(models or {}, store=store, settings=settings)
     listening = socket.create_server(("127.0.0.1", 0))
     listener = uvicorn.Server(uvicorn.Config(wrap(create_app(server)), log_level="warning", lifespan="on"))

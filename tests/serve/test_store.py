@@ -72,15 +72,18 @@ def test_a_finished_file_is_there_after_the_server_was_killed(tmp_path):
 
 def test_what_a_crash_left_half_done_is_swept_at_the_start(tmp_path):
     store = Store(tmp_path)
-    store.records.add("upload", "living", {})
-    for upload in ("living", "dead"):
+    for upload in ("unfinished", "kept", "recorded", "forgotten"):
+        if upload != "forgotten":
+            store.records.add("upload", upload, {})
         store.write(upload, 0, b"bytes")
         store.sync(upload)
-    lost = store.keep("living")  # and then, before its record, the end
+    store.keep("kept")  # and then, before its record, the end
+    store.keep("recorded")
+    store.records.add("file", "a", {}, media="recorded")  # and then, before the upload was discarded, the end
     store.close()
     store = Store(tmp_path)
-    assert [file.name for file in (tmp_path / "uploads").iterdir()] == ["living"]
-    assert not (tmp_path / "media" / lost).exists()
+    assert sorted(file.name for file in (tmp_path / "uploads").iterdir()) == ["kept", "unfinished"]
+    assert [file.name for file in (tmp_path / "media").iterdir()] == ["recorded"]
     store.close()
 
 
@@ -205,10 +208,10 @@ def test_what_belongs_to_a_record_goes_with_it_and_shared_media_stay(tmp_path):
     clock = Clock()
     store = Store(tmp_path, clock)
     store.sync("upload")
-    media = store.keep("upload")
-    file = store.records.add("file", "a", {}, media=media, expires=clock() + 10)
+    store.keep("upload")
+    file = store.records.add("file", "a", {}, media="upload", expires=clock() + 10)
     parent = store.records.add("cache", "b", {}, expires=clock() + 20)
-    pinned = store.records.add("pinned", "c", {}, parent=parent, media=media)
+    pinned = store.records.add("pinned", "c", {}, parent=parent, media="upload")
     path = store.path(file)
     clock.ahead = 11
     store.sweep()

@@ -122,7 +122,7 @@ def end(store: Store, record: Record, state: str, **changes: Any) -> None:
         now = store.records.get("batch", record.name)
         if now is not None and now.number == record.number and now.data["state"] in UNFINISHED:
             store.records.update(now, {"state": state, "ended": store.clock(), **changes})
-            store.drop(store.records.delete_children(now, "batch_item"))
+            store.records.delete_children(now, "batch_item")
 
 
 def items(store: Store, record: Record) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -160,11 +160,18 @@ def finish(server: Server, record: Record) -> None:
             size += len(line)
             digest.update(line)
         store.sync(upload.name)
+        store.keep(upload.name)
         with store.records.transaction():
+            now = store.records.get("batch", record.name)
+            if now is None or now.data["state"] not in UNFINISHED:
+                raise ApiError(409, "ABORTED", "the batch was cancelled")
             name = f"results of {record.data['displayName'] or record.name}"
-            file = files.create(server, upload.name, "", name, "application/jsonl", digest.digest(), size, record.owner, source="GENERATED")
+            file = files.add(server, upload.name, "", name, "application/jsonl", digest.digest(), size, record.owner, source="GENERATED")
             end(store, record, "BATCH_STATE_SUCCEEDED", responses=f"files/{file.name}")
             store.records.delete_children(record, "batch_result")
+    except BaseException:
+        store.abandon(upload.name)
+        raise
     finally:
         store.delete(upload)
         store.discard(upload.name)

@@ -44,7 +44,7 @@ def routes(server: Server) -> list[BaseRoute]:
 
     async def download(request: Request) -> Response:
         record = await _asked(request)
-        return FileResponse(store_of(server).path(record), media_type=record.data["mimeType"])
+        return FileResponse(await server.run(store_of(server).path, record), media_type=record.data["mimeType"])
 
     async def _asked(request: Request) -> Record:
         return await server.run(find, store_of(server), request.path_params["file"], owner_of(request))
@@ -128,7 +128,7 @@ def described(record: Record, request: Request) -> dict[str, Any]:
     return shown
 
 
-def create(
+def add(
     server: Server,
     upload: str,
     name: str,
@@ -139,7 +139,7 @@ def create(
     owner: str,
     source: str = "UPLOADED",
 ) -> Record:
-    """Make a file of a finished upload, whose bytes are on disk. Media are PROCESSING until `check` has seen them.
+    """The record of a file whose bytes the store keeps under the name of an upload. Media are PROCESSING until `check` has seen them.
 
     name: "" for a new one. Blocks. Raises Taken.
     """
@@ -152,13 +152,8 @@ def create(
         "state": "PROCESSING" if _kind(mime_type) else "ACTIVE",
         "source": source,
     }
-    kept = store.keep(upload)
     expires = store.clock() + server.settings.file_lifetime
-    try:
-        return store.records.add("file", name or new_id(12), data, owner, expires, media=kept, size=size)
-    except BaseException:
-        store.drop([kept])
-        raise
+    return store.records.add("file", name or new_id(12), data, owner, expires, media=upload, size=size)
 
 
 def check(store: Store, record: Record) -> concurrent.futures.Future[None]:

@@ -50,6 +50,7 @@ _SETTINGS = (
     "synchronous = FULL",
     "foreign_keys = ON",
 )
+_DROPPED = "dropped medium"  # the kind of a record that stands for a medium to be taken away
 _KEEP: Any = object()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -214,21 +215,29 @@ class Records:
         """Bytes of all media of an owner."""
         return self._execute("SELECT coalesce(sum(size), 0) FROM records WHERE owner = ? AND size > 0", (owner,))[0][0]
 
-    def media(self) -> set[str]:
-        """The names of all media that some record has."""
-        return {row[0] for row in self._execute("SELECT media FROM records WHERE media IS NOT NULL")}
+    def has_media(self, media: str) -> bool:
+        """Whether some record has this medium."""
+        return bool(self._execute("SELECT 1 FROM records WHERE media = ? LIMIT 1", (media,)))
 
-    def delete(self, record: Record) -> list[str]:
-        """Take away a record and all that go with it. Returns the media that belong to nothing any more."""
-        return self._delete("number = ?", (record.number,))
+    def dropped(self) -> list[str]:
+        """The media of deleted records that no other has and that were not forgotten yet."""
+        return [row[0] for row in self._execute("SELECT name FROM records WHERE kind = ?", (_DROPPED,))]
 
-    def delete_children(self, parent: Record, kind: str) -> list[str]:
-        """Take away the records of a kind that go with the parent. Returns the media that belong to nothing any more."""
-        return self._delete("parent = ? AND kind = ?", (parent.number, kind))
+    def forget(self, media: str) -> None:
+        """A dropped medium has been taken away."""
+        self._execute("DELETE FROM records WHERE kind = ? AND name = ?", (_DROPPED, media))
 
-    def expire(self) -> list[str]:
-        """Take away the records whose time is over. Returns the media that belong to nothing any more."""
-        return self._delete("expires <= ?", (self.clock(),))
+    def delete(self, record: Record) -> None:
+        """Take away a record and all that go with it."""
+        self._delete("number = ?", (record.number,))
+
+    def delete_children(self, parent: Record, kind: str) -> None:
+        """Take away the records of a kind that go with the parent."""
+        self._delete("parent = ? AND kind = ?", (parent.number, kind))
+
+    def expire(self) -> None:
+        """Take away the records whose time is over, and all that go with them."""
+        self._delete("expires <= ?", (self.clock(),))
 
     def compact(self) -> None:
         """Give the room of deleted records back to the disk."""
@@ -236,7 +245,8 @@ class Records:
             self._connection.executescript("PRAGMA incremental_vacuum(25000)")  # `execute` would stop after the first of these pages
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _delete(self, which: str, values: Sequence[Any]) -> list[str]:
+    def _delete(self, which: str, values: Sequence[Any]) -> None:
+        """Media that then belong to nothing are noted as dropped, in the same transaction."""
         with self.transaction():
             rows = self._execute(
                 f"WITH RECURSIVE gone (number) AS (SELECT number FROM records WHERE {which} UNION SELECT records.number FROM records"
@@ -245,7 +255,9 @@ class Records:
                 values,
             )
             self._execute(f"DELETE FROM records WHERE {which}", values)
-            return [row[0] for row in rows if not self._execute("SELECT 1 FROM records WHERE media = ?", (row[0],))]
+            for (media,) in rows:
+                if not self.has_media(media):
+                    self.add(_DROPPED, media, {})
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """Run one statement. Raises ApiError 507 if the disk is full."""

@@ -1,11 +1,11 @@
 """What the server keeps on disk: records in an SQLite file and media beside it, in one folder that one server has to itself.
 
-What was acknowledged is there after a crash, of the machine too: a file is written under another name and forced to disk, then linked to
-its place, then its record is committed, and only then does the client get its answer. What a crash leaves half done is swept away at
-the next start. The layout of the folder:
+What was acknowledged is there after a crash, of the machine too: a file is written among the uploads and forced to disk, then it gets
+its place among the media, then its record is committed, and only then does the client get its answer. What a crash leaves half done is
+found by the upload that stays until the record is there, and taken away. The layout of the folder:
 
     pollux.sqlite      records.py
-    media/NAME         whole files, never changed
+    media/NAME         whole files, never changed; with an object store, copies of some
     uploads/NAME       what has come of uploads that are not finished
     lock               held by the server that runs
 """
@@ -20,9 +20,11 @@ import os
 import secrets
 import string
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from pollux.serve.errors import ApiError
+from pollux.serve.media_store import MediaFolder, MediaStore, ObjectStore, sync_folder
 from pollux.serve.records import Record, Records, space
 
 log = logging.getLogger("pollux.serve")
@@ -33,15 +35,17 @@ _LETTERS = string.ascii_lowercase + string.digits
 
 
 class Store:
-    """A folder, made if it is not there. clock: seconds since 1970.
+    """A folder, made if it is not there. objects: URL of an object store for the media. clock: seconds since 1970.
 
-    Raises ValueError if another server uses the folder, or a later version of pollux made it.
+    Raises ValueError if another server uses the folder, a later version of pollux made it, or the URL cannot be opened.
     """
 
-    def __init__(self, folder: str | os.PathLike, clock: Callable[[], float] = time.time):
+    def __init__(self, folder: str | os.PathLike, clock: Callable[[], float] = time.time, objects: str = ""):
         self.folder, self.clock = Path(folder), clock
-        for part in (self.folder, self._media, self._uploads):
+        media, self._uploads = self.folder / "media", self.folder / "uploads"
+        for part in (self.folder, media, self._uploads):
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._media: MediaStore = ObjectStore(objects, media) if objects else MediaFolder(media)
         self._lock = open(self.folder / "lock", "a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,13 +57,14 @@ class Store:
         except BaseException:
             self._lock.close()
             raise
-        for part in (self.folder, self._media, self._uploads):
-            _sync_folder(part)
+        for part in (self.folder, media, self._uploads):
+            sync_folder(part)
         self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "pollux-store")
-        known = self.records.media()
-        for file in self._media.iterdir():
-            if file.name not in known:
-                file.unlink()
+        for file in self._uploads.iterdir():
+            if self.records.has_media(file.name):
+                file.unlink()  # the record came, the upload was not discarded any more
+            else:
+                self._take_away(file.name)
         self.sweep()
 
     def close(self) -> None:
@@ -80,10 +85,10 @@ class Store:
         return self._threads.submit(call)
 
     def path(self, record: Record) -> Path:
-        """The file that belongs to a record."""
+        """The file that belongs to a record. Blocks: it may have to be fetched. Raises ApiError 503 if it cannot be."""
         if record.media is None:
             raise ValueError(f"the {record.kind} {record.name} has no file")
-        return self._media / record.media
+        return self._media.path(record.media)
 
     def part(self, upload: str) -> Path:
         """Where the bytes of an unfinished upload lie; may not be there."""
@@ -121,55 +126,53 @@ class Store:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            _sync_folder(self._uploads)
+            sync_folder(self._uploads)
 
-    def keep(self, upload: str) -> str:
-        """Give a finished upload, already on disk, a place among the media; returns its name. Its first name stays until `discard`."""
-        name = new_id(32)
+    def keep(self, upload: str) -> None:
+        """Give a finished upload, already on disk, a place among the media, under the same name. To be followed by a record that has it as
+        its medium and then `discard`, or by `abandon`."""
         with space():
-            os.link(self.part(upload), self._media / name)
-            _sync_folder(self._media)
-        return name
+            self._media.keep(self.part(upload), upload)
 
     def discard(self, upload: str) -> None:
         """Remove the bytes of an upload, if there are any."""
         self.part(upload).unlink(missing_ok=True)
 
+    def abandon(self, upload: str) -> None:
+        """Take back `keep`, after which no record came."""
+        if not self.records.has_media(upload):
+            self._take_away(upload)
+
     def delete(self, record: Record) -> None:
         """Take away a record, all that go with it, and their media."""
-        self.drop(self.records.delete(record))
+        self.records.delete(record)
+        self._drop()
 
     def sweep(self) -> None:
         """Take away what has expired, and what is left of uploads that nobody can go on with; give free room back to the disk."""
-        self.drop(self.records.expire())
+        self.records.expire()
+        self._drop()
+        self._media.tidy()
         self.records.compact()
         for file in self._uploads.iterdir():
             if self.records.get("upload", file.name) is None:
                 file.unlink(missing_ok=True)
 
-    def drop(self, media: Iterable[str]) -> None:
-        """Remove media that belong to nothing any more."""
-        for name in media:
-            (self._media / name).unlink(missing_ok=True)
+    def _drop(self) -> None:
+        """Take away the media that belong to no record any more; what does not succeed is tried again by the next sweep."""
+        for name in self.records.dropped():
+            if self._take_away(name):
+                self.records.forget(name)
 
-    @property
-    def _media(self) -> Path:
-        return self.folder / "media"
-
-    @property
-    def _uploads(self) -> Path:
-        return self.folder / "uploads"
+    def _take_away(self, media: str) -> bool:
+        try:
+            self._media.drop(media)
+        except ApiError as error:
+            log.warning("a file that is deleted could not be taken away yet: %s", error)
+            return False
+        return True
 
 
 def new_id(length: int) -> str:
     """A name that cannot be guessed, of lower-case letters and digits."""
     return "".join(secrets.choice(_LETTERS) for _ in range(length))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk; those of files are not written with the files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -220,14 +220,20 @@ class Uploads:
             part.seek(0)
             digest = hashlib.file_digest(part, "sha256").digest()
         mime_type = data["mimeType"] if data["mimeType"] not in _UNKNOWN_TYPES else _sniffed(head)
-        with store.records.transaction():
-            store.records.update(record, {}, size=0)
-            _check_room(store, settings, record.owner, data["received"])
-            try:
-                file = files.create(self.server, name, data["name"], data["displayName"], mime_type, digest, data["received"], record.owner)
-            except Taken as error:
-                raise _taken(data["name"]) from error
-            store.records.update(record, {"file": file.name})
+        store.keep(name)
+        try:
+            with store.records.transaction():
+                store.records.update(record, {}, size=0)
+                _check_room(store, settings, record.owner, data["received"])
+                file = files.add(self.server, name, data["name"], data["displayName"], mime_type, digest, data["received"], record.owner)
+                if store.records.update(record, {"file": file.name}) is None:
+                    raise _gone()
+        except Taken as error:
+            store.abandon(name)
+            raise _taken(data["name"]) from error
+        except BaseException:
+            store.abandon(name)
+            raise
         store.discard(name)
         return file, files.check(store, file) if file.data["state"] == "PROCESSING" else None
 
