@@ -36,6 +36,12 @@ class GrammarConstraint:
     def fresh(self) -> GrammarConstraint:
         return GrammarConstraint(self._start, self._vocab_size)
 
+    def copy(self) -> GrammarConstraint:
+        """Another one at the same place."""
+        made = object.__new__(GrammarConstraint)
+        made.__dict__.update(self.__dict__, _matcher=self._matcher.deep_copy())
+        return made
+
     def allowed(self) -> np.ndarray:
         """bool [V]. Raises ValueError where the grammar is too much work to follow."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pollux import content
 from pollux.generate.drawing import OneDrawing
+from pollux.generate.ending import Ending
 from pollux.generate.model import Model
 from pollux.generate.requests import Constraint, Request
 from pollux.generate.sampler import Sampling
@@ -80,12 +81,13 @@ def prepare(server: Server, served: Served, asked: GenerateContentRequest, calle
     limit = served.input_limit
     if len(prompt) >= limit:
         raise invalid(f"The input token count ({len(prompt)}) exceeds the maximum number of tokens allowed ({limit - 1}).")
-    constraint = _constraint(served.model, asked, modalities)
+    sampling = _sampling(server, served.model, config, limit - len(prompt))
+    constraint = _constraint(served.model, asked, modalities, sampling.max_output_tokens)
     excluded = _never_drawn(served.model) if ResponseModality.IMAGE not in modalities else ()
     timeout = min(server.settings.timeout, caller.timeout or server.settings.timeout)
     request = Request(
         prompt,
-        _sampling(server, served.model, config, limit - len(prompt)),
+        sampling,
         candidates=_in_range("candidateCount", config.candidate_count, 1, server.settings.max_candidates, 1),
         top_logprobs=_top_logprobs(config),
         owner=caller.owner,
@@ -147,14 +149,14 @@ def _modalities(model: Model, config: GenerationConfig) -> frozenset[ResponseMod
     return frozenset(wanted or can)
 
 
-def _constraint(model: Model, asked: GenerateContentRequest, modalities: frozenset[ResponseModality]) -> Constraint | None:
-    """What the answer must keep to: a schema, calls, or a drawing and nothing else; None for what the model likes."""
+def _constraint(model: Model, asked: GenerateContentRequest, modalities: frozenset[ResponseModality], most: int) -> Constraint | None:
+    """What the answer of at most `most` tokens must keep to: a schema, calls, or a drawing and nothing else; None for nothing."""
+    assert model.vocabulary is not None
     constraint = schema.constraint(asked, model)
     if modalities != {ResponseModality.IMAGE}:
-        return constraint
+        return constraint and Ending(constraint, model.vocabulary, model.config.vocab_size, most)
     if constraint is not None:
         raise invalid("an answer of the responseModalities IMAGE alone holds neither calls nor text with a schema; add TEXT")
-    assert model.vocabulary is not None
     return OneDrawing(model.vocabulary, model.config.vocab_size)
 
 

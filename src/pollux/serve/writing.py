@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 from pollux import content
+from pollux.generate.ending import Ending
 from pollux.generate.requests import Piece
 from pollux.serve.content import write_part
 from pollux.serve.prepare import Plan
@@ -34,6 +35,7 @@ class Writing:
         self.plan, self.index, self._vocabulary = plan, index, plan.served.model.vocabulary
         self.finish: FinishReason | None = None
         self.tokens = self.drawn_tokens = 0  # all; those of pictures
+        self._ids: list[int] = []
         self._thoughts, self._calls = _Spans(self._vocabulary, "thought"), _Spans(self._vocabulary, "call")
         self._thoughts_given = 0  # characters
         self._drew = False
@@ -61,7 +63,7 @@ class Writing:
             else:
                 self._held.append(part)
         if piece.finish_reason:
-            self.finish = REASONS[piece.finish_reason]
+            self.finish = FinishReason.MAX_TOKENS if self._was_cut_short() else REASONS[piece.finish_reason]
             if self._calls.unreadable:
                 self.finish, self._message = FinishReason.MALFORMED_FUNCTION_CALL, f"Malformed function call: {self._calls.unreadable[0]}"
             elif ResponseModality.TEXT not in self.plan.modalities and not self._drew:
@@ -93,6 +95,7 @@ class Writing:
     def _count(self, piece: Piece) -> None:
         codes, closing = self._vocabulary.code_offset, self._vocabulary.specials.get("</draw>")
         self.tokens += len(piece.ids)
+        self._ids += piece.ids
         if self._vocabulary.template is None:
             self.drawn_tokens += sum(i >= codes or i == closing for i in piece.ids)
         self._sum += sum(piece.logprobs)
@@ -101,6 +104,17 @@ class Writing:
         if self.plan.logprobs:
             self._chosen += [self._token(i, logprob) for i, logprob in zip(piece.ids, piece.logprobs, strict=True)]
             self._top += [TopCandidates(tuple(self._token(*pair) for pair in pairs)) for pairs in piece.top]
+
+    def _was_cut_short(self) -> bool:
+        """Whether the constraint closed the answer because its tokens ran out, which it tells who goes the same way again."""
+        constraint = self.plan.request.constraint
+        if not isinstance(constraint, Ending):
+            return False
+        again = constraint.fresh()
+        for i in self._ids:
+            if i not in self._vocabulary.stops:
+                again.accept(i)
+        return again.closing
 
     def _token(self, i: int, logprob: float) -> TokenLogprob:
         return TokenLogprob(self._vocabulary.decode([i]), i, float(logprob))
