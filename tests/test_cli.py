@@ -31,7 +31,7 @@ from pollux.tokens.vocabulary import Vocabulary
 from pollux.train import metrics
 
 CAPACITIES = ("rows", "row_length", "targets_per_row", "soft_per_batch", "seed")
-TRAINABLE = {"tokenizer": ["train"], "codec": ["train"]}
+ACTIONS = {"tokenizer": ["train"], "codec": ["train"], "keys": ["add"]}
 
 
 def run(capsys, *arguments):
@@ -51,7 +51,7 @@ def test_the_installed_command_lists_all_verbs():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_shows_an_example_and_a_sentence_for_each_flag(verb, capsys):
-    code, out, _ = run(capsys, verb, *TRAINABLE.get(verb, []), "--help")
+    code, out, _ = run(capsys, verb, *ACTIONS.get(verb, []), "--help")
     assert code == 0
     assert f"Example: pollux {verb}" in out
     flags = "".join(line.strip("│ \n") + " " for line in out.splitlines() if line.startswith("│"))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -54,20 +55,25 @@ class Audio:
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """A clip. `source`: bytes of a file, path, URL or VideoArray."""
+    """A clip. `source`: bytes of a file, path, URL or VideoArray. `start` and `end`: only that section, in seconds from the first frame,
+    as if it were all. `fps`: frames a second to look at, instead of what the model was made for."""
 
     source: bytes | str | os.PathLike | VideoArray
+    start: float = 0.0
+    end: float = math.inf
+    fps: float | None = None
 
     def frames(self, fps: float, max_frames: int, limits: Limits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray]:
         """Frames uint8 [F, H, W, 3] and their times float64 [F] in seconds; fps = 0: by their number, see media.decode_video.
 
         Raises MediaError.
         """
-        return media.decode_video(self.source, fps, max_frames, limits)
+        return media.decode_video(self.source, fps if self.fps is None else self.fps, max_frames, limits, (self.start, self.end))
 
     def samples(self, rate: int, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         """The sound, mono float32 [n] in [-1, 1] at `rate` Hz, sample 0 at the first frame; n = 0 without sound. Raises MediaError."""
-        return media.decode_video_sound(self.source, rate, limits)
+        samples = media.decode_video_sound(self.source, rate, limits)
+        return samples[round(self.start * rate) : None if self.end == math.inf else round(self.end * rate)]
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,7 @@ def _store(part: Part, media_dir: Path) -> Part:
     file = media_dir / (hashlib.sha256(data).hexdigest()[:20] + suffix)
     media_dir.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)
-    return type(part)(file)
+    return replace(part, source=file)
 
 
 def _turns_to_json(contents: tuple[Content, ...], base_dir: str | os.PathLike | None) -> list[dict[str, Any]]:
@@ -238,6 +244,8 @@ def _part_to_json(part: Part, base_dir: str | os.PathLike | None) -> dict[str, A
         return {"function_call": {"name": part.name, "args": dict(part.args)} | ({} if part.id is None else {"id": part.id})}
     if isinstance(part, FunctionResponse):
         return {"function_response": {"name": part.name, "response": dict(part.response)} | ({} if part.id is None else {"id": part.id})}
+    if isinstance(part, Video) and (part.start, part.end, part.fps) != (0.0, math.inf, None):
+        raise ValueError("a section of a clip has no place in JSON; cut the file to it")
     key = type(part).__name__.lower()
     if not isinstance(part.source, str | os.PathLike):
         raise ValueError(f"an {key} in memory has no place in JSON; write_jsonl puts it into a file")

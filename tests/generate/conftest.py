@@ -1,4 +1,10 @@
-"""A small vocabulary, a picture codec of two flat halves, and decoders with random weights."""
+"""A small vocabulary, a picture codec of two flat halves, and decoders with random weights.
+
+Makes the modules beside these tests (judge, walks) importable.
+"""
+
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +17,8 @@ from pollux.model.params import abstract
 from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
 from pollux.tokens.text import train_bpe
 from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 TOKENS = TokensConfig(ImageTokens(8, 8, 16), AudioTokens(), VideoTokens(patch=8, stride=8, max_tokens=4))
 

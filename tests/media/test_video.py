@@ -57,6 +57,20 @@ def test_frames_can_be_spread_evenly_by_their_number(tmp_path, most, expected):
         np.testing.assert_allclose(times, np.array(VARIABLE)[expected] - VARIABLE[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_section_of_a_clip_is_read_as_if_it_were_the_whole(tmp_path, in_memory):
+    frames, times = grey_frames(20), np.arange(20) / 10
+    source = VideoArray(frames, times, tone(2.0, 16000), 16000) if in_memory else video_file(tmp_path / "a.mkv", times, frames)
+    found, at = Video(source, 0.55, 1.2).frames(10, 100)
+    assert numbers(found) == [5, 6, 7, 8, 9, 10] and at[0] == 0 and at[-1] == pytest.approx(0.5)
+    assert numbers(Video(source, 0.5, 1.5, fps=2).frames(10, 100)[0]) == [5, 10]
+    assert numbers(Video(source, 1.0).frames(0, 2)[0]) == [10, 15]
+    if in_memory:
+        np.testing.assert_array_equal(Video(source, 0.5, 1.5).samples(16000), Video(source).samples(16000)[8000:24000])
+    with pytest.raises(MediaError, match="ends after 1.9 seconds, before the section from 3 seconds begins"):
+        Video(source, 3.0).frames(1, 10)
+
+
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_a_rotation_flag_turns_the_frames_as_its_matrix_says(tmp_path, rotation):
     marked = np.full((1, 32, 48, 3), 128, np.uint8)

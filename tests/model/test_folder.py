@@ -32,6 +32,13 @@ def test_a_saved_folder_loads_as_the_same_model(small, tmp_path, dtype):
     assert folder.hash_params(loaded) == folder.hash_params(weights)
 
 
+def test_loading_tells_which_share_of_the_weights_is_there(small, tmp_path):
+    folder.save(tmp_path, small[1], small[0])
+    shares: list[float] = []
+    folder.load_params(tmp_path, small[0], progress=shares.append)
+    assert len(shares) == len(jax.tree.leaves(small[1])) and shares == sorted(shares) and shares[-1] == 1
+
+
 def test_large_weights_are_written_in_shards_with_an_index(small, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "SHARD_BYTES", 700)
     folder.save(tmp_path, small[1], small[0])

@@ -1,9 +1,11 @@
-"""Flags that several verbs share: how the next token is chosen."""
+"""Flags that several verbs share: how the next token is chosen, and where a server keeps things."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -37,3 +39,8 @@ class Settings:
 
 
 SamplingFlags = Annotated[Settings, tyro.conf.arg(name="")]
+
+
+def data_folder() -> Path:
+    """$POLLUX_DATA, or ~/.local/share/pollux."""
+    return Path(os.environ.get("POLLUX_DATA") or Path.home() / ".local" / "share" / "pollux")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ class Model:
     def generate(self, contents: Any, **sampling: Any) -> Result:
         """The model's answer. Keywords: max_output_tokens, temperature, top_p, top_k, min_p, seed, stop, guidance, penalties.
 
-        A model with a chat template of its own may read two more: `tools`, declarations of the functions that it may call, each
-        {"name", "description", "parameters"} with a JSON schema as parameters, and `enable_thinking`, whether it thinks first.
+        Two more are for the prompt: `tools`, declarations of the functions that the model may call, each {"name", "description",
+        "parameters"} with a JSON schema as parameters, and, if its chat template reads it, `enable_thinking`, whether it thinks first.
         Raises ValueError for a wrong setting, an unreadable file or a model without a tokenizer.
         """
         return self.generate_many([contents], **sampling)[0]
@@ -215,10 +215,12 @@ def load(
     adapter: str | Path | None = None,
     draft: Model | str | Path | None = None,
     kv_cache_dtype: CacheDtype | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Model:
     """The model of a folder, with weights as stored or as `dtype` (for example "bfloat16"), an adapter (a file) merged into them.
 
-    draft: as Model takes it, or the folder of the smaller model. kv_cache_dtype: as Model takes it.
+    draft: as Model takes it, or the folder of the smaller model. kv_cache_dtype: as Model takes it. progress: called while the weights
+    are read, with the share of them that is there.
     A folder without a tokenizer still gives logits on ids. Raises ValueError that says what the folder lacks.
     """
     path = Path(path)
@@ -227,7 +229,7 @@ def load(
     vocabulary = Vocabulary.load(path, codec.levels if codec else ()) if (path / "tokenizer.json").is_file() else None
     if isinstance(draft, str | Path) and draft != "lookup":
         draft = load(draft, dtype)
-    params = folder.load_params(path, config, dtype)
+    params = folder.load_params(path, config, dtype, progress)
     if adapter is not None:
         params = low_rank.merge(low_rank.attach(params, *low_rank.load_adapters(adapter)))
     model = Model(params, config, tokens_config, vocabulary, codec, draft=draft, kv_cache_dtype=kv_cache_dtype)

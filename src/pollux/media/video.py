@@ -36,26 +36,31 @@ class VideoArray:
 
 
 def decode_video(
-    source: bytes | str | os.PathLike | VideoArray, fps: float, max_frames: int, limits: Limits = DEFAULT_LIMITS
+    source: bytes | str | os.PathLike | VideoArray,
+    fps: float,
+    max_frames: int,
+    limits: Limits = DEFAULT_LIMITS,
+    section: tuple[float, float] = (0.0, math.inf),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames of a clip, upright: uint8 RGB [F, H, W, 3] and their times float64 [F] in seconds from the first frame.
 
     For every time k / fps up to the last frame this is the latest frame at or before it, by the frames' own timestamps.
     If that makes more than `max_frames`, that many times are spread evenly over the clip instead. With fps = 0 the frames are spread
-    evenly by their number: of n frames number i n / max_frames, rounded down, or all if there are no more. Raises MediaError.
+    evenly by their number: of n frames number i n / max_frames, rounded down, or all if there are no more.
+    section: only what is shown from the first to before the second of two times, as if it were the whole clip. Raises MediaError.
     """
     if not fps >= 0 or max_frames < 1:
         raise ValueError(f"fps {fps} must not be negative and max_frames {max_frames} must be positive")
     with naming("video", source) as name:
         if isinstance(source, VideoArray):
             times = _check_array(name, source, limits)
-            wanted = _wanted(times, fps, max_frames)
+            wanted = _wanted(name, times, fps, max_frames, section)
             _check_bytes(name, len(wanted) * source.frames[0].nbytes, limits)
-            return source.frames[np.searchsorted(times, wanted + _CLOCK, side="right") - 1], wanted
+            return source.frames[np.searchsorted(times, wanted + _CLOCK, side="right") - 1], wanted - section[0]
         with open_source(name, source, limits) as file:
-            wanted = _wanted(survey(name, file, "video", limits), fps, max_frames)
+            wanted = _wanted(name, survey(name, file, "video", limits), fps, max_frames, section)
             with open_container(name, file) as container:
-                return _pick(name, container, wanted, limits), wanted
+                return _pick(name, container, wanted, limits), wanted - section[0]
 
 
 def decode_video_sound(source: bytes | str | os.PathLike | VideoArray, rate: int, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
@@ -124,13 +129,19 @@ def _check_bytes(name: str, size: int, limits: Limits) -> None:
         raise MediaError(f"{name} gives frames of {size} bytes, more than the limit of {limits.max_bytes}")
 
 
-def _wanted(times: np.ndarray, fps: float, max_frames: int) -> np.ndarray:
-    """The times at which frames are wanted, for a clip whose frames are at `times`, see decode_video."""
+def _wanted(name: str, times: np.ndarray, fps: float, max_frames: int, section: tuple[float, float]) -> np.ndarray:
+    """The times at which frames are wanted, for a clip whose frames are at `times`, see decode_video. Raises MediaError."""
+    start, end = section
+    if start > times[-1] + _CLOCK:
+        raise MediaError(f"{name} ends after {times[-1]:g} seconds, before the section from {start:g} seconds begins")
+    times = times[times < end - _CLOCK]
+    if start > 0:  # the frame that is shown when the section begins is its first
+        times = np.concatenate([[start], times[times > start + _CLOCK]])
     if not fps:
         number = min(max_frames, len(times))
         return times[np.arange(number) * len(times) // number]
-    number = int((times[-1] + _CLOCK) * fps) + 1
-    return np.arange(number) / fps if number <= max_frames else np.linspace(0, times[-1], max_frames)
+    number = int((times[-1] - start + _CLOCK) * fps) + 1
+    return start + np.arange(number) / fps if number <= max_frames else np.linspace(start, times[-1], max_frames)
 
 
 def _pick(name: str, container: InputContainer, wanted: np.ndarray, limits: Limits) -> np.ndarray:

@@ -103,9 +103,11 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, TokensConfig]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
+def load_params(folder: str | Path, config: ModelConfig, dtype=None, progress: Callable[[float], None] | None = None) -> Params:
     """Read the weights, tensor by tensor from the mapped files, as `dtype` (None = as stored). Raises ValueError that names a missing
     or misshapen tensor.
+
+    progress: called after every tensor with the share of the parameters that are read.
 
     The largest come first: while one is read its part of a file is in memory too, so the most that is needed at a time is little more
     than the weights.
@@ -141,8 +143,13 @@ def load_params(folder: str | Path, config: ModelConfig, dtype=None) -> Params:
         return jax.device_put(whole)
 
     leaves, structure = jax.tree_util.tree_flatten_with_path(declare(config), is_leaf=is_spec)
-    largest_first = sorted(range(len(leaves)), key=lambda i: -math.prod(leaves[i][1].shape))
-    arrays = {i: read(*leaves[i]) for i in largest_first}
+    sizes = [math.prod(spec.shape) for _, spec in leaves]
+    arrays, done = {}, 0
+    for i in sorted(range(len(leaves)), key=lambda i: -sizes[i]):
+        arrays[i] = read(*leaves[i])
+        done += sizes[i]
+        if progress is not None:
+            progress(done / sum(sizes))
     return jax.tree.unflatten(structure, [arrays[i] for i in range(len(leaves))])
 
 

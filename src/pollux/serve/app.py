@@ -5,39 +5,62 @@ An area is a module with `routes(server)`, mounted under /v1, /v1beta and /v1alp
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pollux.serve import models
-from pollux.serve.errors import ApiError, answer_error
-from pollux.serve.server import Server
-
-VERSIONS = ("v1", "v1beta", "v1alpha")
+from pollux.serve import batches, caches, embeddings, files, generate, models, page, uploads
+from pollux.serve.compress import Compressed
+from pollux.serve.errors import ApiError
+from pollux.serve.interactions import routes as interactions
+from pollux.serve.openai import routes as openai
+from pollux.serve.openai.errors import answer_error
+from pollux.serve.server import VERSIONS, Server
+from pollux.serve.upkeep import Upkeep
 
 
 def create_app(server: Server) -> Starlette:
-    """The application; `app.state.server` is the server."""
+    """The application; `app.state.server` is the server, `app.state.upkeep` its work behind the requests.
+
+    The lifespan of the app starts and ends that work; who serves it without one calls `start` and `close`.
+    """
+    upkeep = Upkeep(server)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        upkeep.start()
+        try:
+            yield
+        finally:  # also where the loop is cut short
+            await asyncio.to_thread(upkeep.close)
+
     app = Starlette(
         routes=[*root_routes(server), *(Mount(f"/{version}", Router(routes(server), redirect_slashes=False)) for version in VERSIONS)],
         exception_handlers={ApiError: answer_error, HTTPException: answer_error, Exception: answer_error, ValueError: answer_error},
+        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.add_middleware(Warnings)
-    app.state.server = server
+    app.add_middleware(Compressed)
+    app.state.server, app.state.upkeep = server, upkeep
     return app
 
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    return [*models.routes(server)]
+    areas = (openai, generate, interactions, embeddings, batches, caches, models, files)
+    return [route for area in areas for route in area.routes(server)]
 
 
 def root_routes(server: Server) -> list[BaseRoute]:
     """What has its own place outside the versions."""
-    return []
+    return [*page.root_routes(server), *uploads.root_routes(server)]
 
 
 class Warnings:
@@ -61,4 +84,4 @@ class Warnings:
 
 def _warning(ignored: list[str], most: int = 20) -> bytes:
     names = ", ".join(dict.fromkeys(ignored[:most])) + (", ..." if len(ignored) > most else "")
-    return b'299 pollux "ignored fields: ' + names[:1000].encode("ascii", "backslashreplace").replace(b'"', b"'") + b'"'
+    return b'299 pollux "ignored fields: ' + names[:1000].encode("unicode_escape").replace(b'"', b"'") + b'"'

@@ -75,11 +75,11 @@ def api_error(error: BaseException) -> ApiError:
     return ApiError(500, "INTERNAL", "an internal error occurred; the server's log says which")
 
 
-async def answer_error(request: Request, error: Exception) -> JSONResponse:
-    """The exception handler of the app."""
+def request_error(request: Request, error: Exception) -> ApiError:
+    """What went wrong in a request, a wrong address or method included."""
     found = api_error(error)
     if isinstance(error, HTTPException) and found.code == 404:
-        found = not_found(f"there is nothing at {request.url.path}")
-    elif isinstance(error, HTTPException) and found.code == 405:
-        found = ApiError(405, "UNIMPLEMENTED", f"{request.method} is not a method of {request.url.path}", headers=found.headers)
-    return found.response()
+        return not_found(f"Not Found: there is nothing at {request.url.path}")
+    if isinstance(error, HTTPException) and found.code == 405:
+        return ApiError(405, "UNIMPLEMENTED", f"{request.method} is not a method of {request.url.path}", headers=found.headers)
+    return found

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import fnmatch
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from pollux.generate.model import Model
 from pollux.generate.requests import Job, Request
 from pollux.serve.errors import not_found
+from pollux.serve.fetch import FetchLimits
+from pollux.serve.safety import Scorer
 
 T = TypeVar("T")
+VERSIONS = ("v1", "v1beta", "v1alpha")  # of the API, all alike
 
 
 class AnyEngine(Protocol):
@@ -36,6 +40,12 @@ class Settings:
     timeout: float = 600.0  # for an answer, from the arrival of its request
     threads: int = 8  # that read media, tokenise and ask the store
     max_candidates: int = 8
+    max_file: int = 2 << 30  # of an uploaded file
+    max_storage: int = 20 << 30  # of all files of one owner
+    file_lifetime: float = 48 * 3600.0
+    batch_requests: int = 8  # of batches that are under way at a time
+    max_output_tokens: int = 8192  # of an answer, and what it may have if the request does not say
+    fetch: FetchLimits | None = None  # what a URL in a request may cost; None: none is fetched
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +59,28 @@ class Served:
     description: str = ""
     version: str = "001"
 
+    @property
+    def input_limit(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        return self.model.config.max_positions
+
 
 @dataclass(eq=False)
 class Server:
-    """models: by name, in the order in which they are listed. aliases: other names that clients ask for, to the name of a model.
+    """models: by name, in the order in which they are listed. aliases: other names that clients ask for, such as "gemini-2.5-flash" or
+    "gemini-*", to the name of a model; the first that fits counts.
 
-    store: the Store of store.py, None if nothing is kept. Raises ValueError for an alias of no model.
+    store: the Store of store.py, None if nothing is kept. scorer: what finds harm in prompts and answers, None if nothing does.
+    Raises ValueError for an alias of no model.
     """
 
     models: Mapping[str, Served]
     aliases: Mapping[str, str] = field(default_factory=dict)
     store: Any = None
     settings: Settings = Settings()
+    scorer: Scorer | None = None
     started: float = field(default_factory=time.time)
+    contexts: dict[str, Any] = field(default_factory=dict)  # what the engines hold for cached contents, by their names (caches.py)
 
     def __post_init__(self):
         for alias, name in self.aliases.items():
@@ -72,13 +91,12 @@ class Server:
     def find(self, name: str) -> Served:
         """The model of a name or alias, with or without "models/". Raises ApiError 404."""
         short = name.removeprefix("models/")
-        short = self.aliases.get(short, short)
-        if short not in self.models:
-            raise not_found(f"models/{short} is not served here; GET models lists what is")
-        return self.models[short]
-
-    def aliases_of(self, name: str) -> Iterable[str]:
-        return [alias for alias, target in self.aliases.items() if target == name]
+        if short in self.models:
+            return self.models[short]
+        alias = short if short in self.aliases else next((a for a in self.aliases if fnmatch.fnmatchcase(short, a)), None)
+        if alias is None or set("/:") & set(short):
+            raise not_found(f"models/{short:.200} is not served here, but {', '.join((*self.models, *self.aliases))}")
+        return self.models[self.aliases[alias]]
 
     async def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
         """Call what computes or blocks on a thread of the server."""

@@ -7,6 +7,7 @@ codec's codes; all other media are soft tokens between markers.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -17,9 +18,10 @@ import numpy as np
 from pollux.content import Audio, Content, Document, FunctionCall, FunctionResponse, Image, Part, Text, Video
 from pollux.media import DEFAULT_LIMITS, Kind, Limits, MediaError, called
 from pollux.tokens import audio, image, video
-from pollux.tokens.calls import read_call
+from pollux.tokens.calls import QUOTE, declare, read_call
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.sequence import Modality, Sequence, Soft
+from pollux.tokens.template import MARKS
 from pollux.tokens.vocabulary import Vocabulary
 
 ALIGN_BRANCH = -1
@@ -85,14 +87,19 @@ def encode_prompt(
     variables: Mapping[str, Any] | None = None,
 ) -> Sequence:
     """One sequence that a model continues: it ends with `<model>`, inside the last turn if that is the model's, or in the
-    running text if the last content has role "". variables: for the chat template of a model that has one, such as `tools`.
+    running text if the last content has role "". variables: `tools`, declarations of functions (tokens/calls.py), and what else the chat
+    template of a model that has one reads.
     Raises ValueError as `encode` does."""
     contents = tuple(contents)
     writer = Writer(vocabulary, config, codec, limits)
     if vocabulary.template is not None:
         return vocabulary.template.write_prompt(writer, contents, variables or {}).sequence()
+    variables = dict(variables or {})
+    tools = variables.pop("tools", None)
     if variables:
         raise ValueError(f"{', '.join(variables)}: this model has no chat template that reads them")
+    if tools:
+        contents = (declare(tools), *contents)
     writer.write([vocabulary.specials["<bos>"]])
     for content in contents[:-1]:
         writer.turn(content)
@@ -129,7 +136,7 @@ def decode_parts(ids: Iterable[int], vocabulary: Vocabulary, codec: PictureCodec
             opened, span = openings[i], []
         elif opened and i == specials["</" + opened[1:]]:
             if opened != "<thought>":
-                parts.append(_picture(span, vocabulary, codec) if opened == "<draw>" else read_call(vocabulary.decode(span)))
+                parts.append(_picture(span, vocabulary, codec) if opened == "<draw>" else _call(span, vocabulary))
             opened, span = "", []
         elif opened == "<call>" or i not in vocabulary.special_ids:
             span.append(i)
@@ -144,6 +151,17 @@ def _picture(ids: list[int], vocabulary: Vocabulary, codec: PictureCodec | None)
     if codec is None:
         raise ValueError("the model drew a picture but there is no image codec to decode it: load one beside the model")
     return Image(codec.decode(vocabulary.codes(np.array(ids, np.int32))[None])[0])
+
+
+def _call(ids: list[int], vocabulary: Vocabulary) -> Part:
+    """The call of ids between its markers. Where a quotation mark is a token, text that spells one does not end a string."""
+    text, quote = vocabulary.decode(ids), vocabulary.tokenizer.token_to_id(QUOTE)
+    if quote is None:
+        return read_call(text)
+    mark = next(mark for mark in MARKS if mark not in text)
+    pieces = [list(piece) for _, piece in itertools.groupby(ids, lambda i: i == quote)]
+    call = read_call("".join(mark * len(piece) if piece[0] == quote else vocabulary.decode(piece) for piece in pieces), mark)
+    return Text(text) if isinstance(call, Text) else call
 
 
 class Writer:

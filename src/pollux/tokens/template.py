@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pollux.content import Audio, Content, Document, FunctionCall, FunctionResponse, Image, Part, Text, Video
+from pollux.tokens.calls import declared
 
 if TYPE_CHECKING:
     from pollux.tokens.interleave import Writer
@@ -69,7 +70,7 @@ class Template:
         if not self.source:
             raise ValueError("this model folder has no chat template, so it continues running text (role '') and has no turns")
         if "tools" in variables:
-            variables["tools"] = [_declaration(tool) for tool in variables["tools"]] or None
+            variables["tools"] = [{"type": "function", "function": declared(tool)} for tool in variables["tools"]] or None
         variables = {**self.variables, **_safe(variables, safe), "messages": _messages(contents, safe), "add_generation_prompt": opened}
         try:
             text = _compiled(self.source).render(variables)
@@ -148,14 +149,6 @@ def _messages(contents: Iterable[Content], safe: Callable[[str], str]) -> list[d
         else:
             messages.append(message)
     return messages
-
-
-def _declaration(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A function as transformers declares it. Raises ValueError for what has no name."""
-    declared = tool if "function" in tool else {"type": "function", "function": tool}
-    if not isinstance(declared["function"], Mapping) or "name" not in declared["function"]:
-        raise ValueError(f'a tool is declared by its "name", "description" and "parameters" (JSON schema), not by {tool!r:.80}')
-    return declared
 
 
 def _message(content: Content, safe: Callable[[str], str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass
 from typing import Any
 
-from pollux.serve.wire.enums import CallingMode, Language, MediaResolution, Outcome
+from pollux.serve.wire.enums import CallingMode, Language, Outcome
 from pollux.serve.wire.message import wire
 
 
@@ -67,11 +67,6 @@ class VideoMetadata:
 
 
 @dataclass(frozen=True)
-class PartResolution:
-    level: MediaResolution = MediaResolution.MEDIA_RESOLUTION_UNSPECIFIED
-
-
-@dataclass(frozen=True)
 class Part:
     text: str | None = wire(oneof="data")
     inline_data: Blob | None = wire(oneof="data")
@@ -83,7 +78,6 @@ class Part:
     thought: bool = False
     thought_signature: bytes = b""
     video_metadata: VideoMetadata | None = None
-    media_resolution: PartResolution | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +101,7 @@ class FunctionDeclaration:
 @dataclass(frozen=True)
 class Tool:
     function_declarations: tuple[FunctionDeclaration, ...] = ()
+    google_search: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,3 +113,4 @@ class FunctionCallingConfig:
 @dataclass(frozen=True)
 class ToolConfig:
     function_calling_config: FunctionCallingConfig | None = None
+    include_server_side_tool_invocations: bool = False

@@ -2,7 +2,7 @@
 
 A field may be written in camelCase or snake_case, an integer as a number or a string, an enum by name or number. Types of fields:
 str, bool, int, float, bytes (base64), enum.IntEnum, datetime (RFC 3339), timedelta ("3.5s"), Any and dict[str, Any] (plain JSON),
-another message, tuple[X, ...], dict[str, X] and X | None. Every field has a default, which stands for "not given".
+another message, tuple[X, ...], dict[str, X] and X | None. A field's default stands for "not given"; one without is always written.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def parse(kind: type[M], data: Any, where: str = "") -> tuple[M, list[str]]:
 def to_json(message: Any, numbers: bool = False) -> dict[str, Any]:
     """Plain data for JSON, in camelCase, without fields that have their default; 64-bit integers as strings. numbers: enums by number."""
     data = {}
-    for field in _fields(type(message)):
+    for field in _fields(type(message)):  # type: ignore[arg-type]
         value = getattr(message, field.attribute)
-        if value != field.default or (value is not None and field.default is None):
+        if value is not None and value != field.default:
             data[field.name] = str(value) if field.bits == 64 else _plain(value, numbers)
     return data
 
@@ -62,7 +62,7 @@ class _Field:
 
 
 @functools.cache
-def _fields(kind: type) -> tuple[_Field, ...]:
+def _fields(kind: Any) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(kind)
     return tuple(
         _Field(
@@ -78,13 +78,13 @@ def _fields(kind: type) -> tuple[_Field, ...]:
 
 
 @functools.cache
-def _message(kind: type[M]) -> Callable[[Any, str, list[str]], M]:
+def _message(kind: Any) -> Callable[[Any, str, list[str]], Any]:
     by_name: dict[str, _Field] = {}
-    for declared, field in zip(dataclasses.fields(kind), _fields(kind), strict=True):  # type: ignore[arg-type]
+    for declared, field in zip(dataclasses.fields(kind), _fields(kind), strict=True):
         for name in (field.name, _snake(field.name), *declared.metadata.get("also", ())):
             by_name[name] = field
 
-    def read(data: Any, where: str, ignored: list[str]) -> M:
+    def read(data: Any, where: str, ignored: list[str]) -> Any:
         if not isinstance(data, dict):
             raise invalid(f"{where or 'the request'} must be an object, not {_shown(data)}")
         values: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def _reader(annotation: Any, bits: int) -> Reader:
     if annotation is Any:
         return lambda value, where, ignored: value
     if dataclasses.is_dataclass(annotation):  # looked up when used: a message may hold itself
-        return lambda value, where, ignored: _message(annotation)(value, where, ignored)
+        return lambda value, where, ignored: _message(annotation)(value, where, ignored)  # type: ignore[arg-type]
     if issubclass(annotation, enum.IntEnum):
         return functools.partial(_enum, annotation)
     if annotation is int:

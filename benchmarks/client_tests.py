@@ -1,0 +1,318 @@
+"""The official client's own tests against a running server: which of those that send a request pass.
+
+    .venv/bin/python benchmarks/client_tests.py runs/quickstart/model --client 3.4.0 --reasons reasons.md
+
+Starts `pollux serve` with the folder (or takes --server URL), makes a virtual environment with the asked version of google-genai, and runs
+the tests that its wheel ships in `--mode=api`. A test counts only when a request of its left for the server; client_plugin.py counts. Media
+that the tests open but the wheel lacks are made here, and files that they name by id are uploaded first. The list of those that must
+pass is tests/serve/client_allow_list.txt; the exit code is 1 if one of them does not.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import venv
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import PIL.Image
+import tyro
+
+HERE = Path(__file__).resolve().parent
+ALLOW_LIST = HERE.parent / "tests" / "serve" / "client_allow_list.txt"
+PACKAGES = ("pytest", "pytest-asyncio", "mcp", "pillow", "httpx", "requests")
+FOLDERS = (
+    "shared",
+    "tokens",
+    "models",
+    "chats",
+    "files",
+    "caches",
+    "batches",
+    "file_search_stores",
+    "documents",
+    "operations",
+    "public_samples",
+    "afc",
+    "interactions",
+    "live_api",
+)
+# Every name of a model that a test asks for and that a server of one model can stand for.
+ALIASES = """
+gemini-1.5-flash gemini-2.0-flash-001 gemini-2.0-flash-exp gemini-2.0-flash-preview-image-generation
+gemini-2.5-flash gemini-2.5-flash-001 gemini-2.5-flash-image gemini-2.5-flash-lite gemini-2.5-flash-preview-05-20
+gemini-2.5-flash-preview-tts gemini-2.5-pro gemini-2.5-pro-preview-06-05 gemini-2.5-computer-use-preview-10-2025
+gemini-3-flash-preview gemini-3-pro-preview gemini-3.1-flash-lite gemini-3.1-flash-live-preview gemini-3.1-pro-preview
+gemini-3.5-flash gemini-3.8-flash gemini-4-argon gemini-live-2.5-flash-preview
+gemini-embedding-001 gemini-embedding-2 gemini-embedding-2-preview
+""".split()
+# Files that tests name by an id of their authors' account: the file of ours that stands for it.
+UPLOADS = {
+    "az606f58k7zj": "google.png",
+    "8q6j6weg80ey": "story.txt",
+    "kje1wewvo85z": "google.jpg",
+    "tyvaih24jwje": "animal.mp4",
+    "v200dhvn15h7": "story.pdf",
+    "n1gls7dyh90q": "story.txt",
+    "mk4h34zkv33d": "story.txt",
+    "ansa0kyotrsw": "story.txt",
+    "vjvu9fwk2qj8": "story.txt",
+    "s0pa54alni6w": "requests.jsonl",
+    "mq9e3mg3u2y5": "embeddings.jsonl",
+}
+KINDS = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".pdf": "application/pdf",
+    ".txt": "text/plain",
+    ".mp4": "video/mp4",
+    ".jsonl": "application/jsonl",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    folder: tyro.conf.Positional[str] = ""  # of the model to serve
+    server: str = ""  # URL of a server that runs already, instead of a folder; it must know the names of models in ALIASES
+    client: str = metadata.version("google-genai")  # version of the client
+    tests: tuple[str, ...] = FOLDERS  # folders or files below google/genai/tests
+    seconds: float = 60.0  # for one test
+    reasons: str = ""  # file for the reasons of those that fail, grouped
+    environments: str = "~/.cache/pollux/clients"  # one virtual environment per version
+    allow: bool = False  # add the tests that pass to the list of those that must
+
+
+def main(settings: Settings) -> int:
+    """Run the tests, print the table, return the exit code."""
+    if bool(settings.folder) == bool(settings.server):
+        raise ValueError("give either the folder of a model or --server URL")
+    python = environment(Path(settings.environments).expanduser() / settings.client, settings.client)
+    with tempfile.TemporaryDirectory(prefix="client_tests_") as name:
+        work = Path(name)
+        tests = copy_client(python, work)
+        make_media(tests / "data")
+        url, process = (settings.server.rstrip("/"), None) if settings.server else serve(settings.folder, work)
+        try:
+            upload_files(url, tests / "data")
+            results = run(python, work, url, settings)
+        finally:
+            if process:
+                process.terminate()
+                process.wait()
+    print(f"google-genai {settings.client} against {url}\n")
+    print(table(results))
+    if settings.reasons:
+        Path(settings.reasons).write_text(reasons(results, settings.client))
+    if settings.allow:
+        allow(results, settings.client)
+    return check_allowed(results, settings)
+
+
+def environment(folder: Path, version: str) -> Path:
+    """The interpreter of a virtual environment with that version of the client and what its tests need."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        print(f"making {folder}", flush=True)
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", f"google-genai=={version}", *PACKAGES], check=True)
+    return python
+
+
+def copy_client(python: Path, work: Path) -> Path:
+    """A copy of google/genai that comes before the installed one, so that media can lie beside its tests; its tests folder."""
+    source = subprocess.run(
+        [python, "-c", "import google.genai; print(google.genai.__path__[0])"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    target = work / "google" / "genai"
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    return target / "tests"
+
+
+def make_media(folder: Path) -> None:
+    """The files that tests open: pictures, sounds, a film, a text, a PDF and lists of requests, small but whole."""
+    folder.mkdir(exist_ok=True)
+    rows, columns = np.mgrid[:96, :128]
+    picture = PIL.Image.fromarray(np.stack([rows * 2, columns, rows // 16 % 2 * 200], -1).astype(np.uint8))
+    for name in ("google", "checkerboard", "bridge1", "google_homepage", "a-man-and-a-dog"):
+        picture.save(folder / f"{name}.png")
+    for name in ("google", "man", "dog", "skateboard_stop_sign", "segmentation_scribble"):
+        picture.save(folder / f"{name}.jpg")
+    picture.save(folder / "story.pdf")
+    (folder / "story.txt").write_text("A fox met a hare. They walked to the river and came home late.\n")
+    write_film(folder / "animal.mp4", sound=False)
+    write_film(folder / "pixel.m4a", sound=True)
+    write_film(folder / "voice_sample.wav", sound=True)
+    ask = {"contents": [{"role": "user", "parts": [{"text": "what is the number after 1?"}]}]}
+    write_lines(folder / "requests.jsonl", ask)
+    write_lines(folder / "embeddings.jsonl", {"content": {"parts": [{"text": "1"}]}})
+
+
+def write_lines(path: Path, request: dict[str, Any]) -> None:
+    """A list of two requests for a batch."""
+    path.write_text("".join(json.dumps({"key": f"request-{i}", "request": request}) + "\n" for i in range(2)))
+
+
+def write_film(path: Path, sound: bool) -> None:
+    """Two seconds: a moving bar, or a tone of 440 Hz at 16 kHz."""
+    with av.open(path, "w") as container:
+        stream: Any
+        if sound:
+            stream = container.add_stream("pcm_s16le" if path.suffix == ".wav" else "aac", rate=16_000, layout="mono")
+            wave = np.sin(np.arange(32_000) * 2 * np.pi * 440 / 16_000)
+            frames: list[Any] = [av.AudioFrame.from_ndarray((wave * 8000).astype(np.int16)[None], format="s16", layout="mono")]
+            frames[0].rate = 16_000
+        else:
+            stream = container.add_stream("mpeg4", rate=4, width=64, height=48, pix_fmt="yuv420p")
+            pictures = np.zeros((8, 48, 64, 3), np.uint8)
+            for i in range(8):
+                pictures[i, :, i * 8 : i * 8 + 8] = 255
+            frames = [av.VideoFrame.from_ndarray(pixels, format="rgb24") for pixels in pictures]
+            for i, frame in enumerate(frames):
+                frame.pts, frame.time_base = i, Fraction(1, 4)
+        for frame in [*frames, None]:
+            container.mux(stream.encode(frame))
+
+
+def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
+    """Start `pollux serve` on a free port and wait until it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pollux.cli", "serve", folder, "--port", str(port), "--state", str(work / "state")]
+    process = subprocess.Popen([*command, "--aliases", *ALIASES], stdout=sys.stderr)
+    url = f"http://127.0.0.1:{port}"
+    while process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/v1/models", timeout=5)
+            return url, process
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.5)
+    raise ValueError(f"the server ended at once with exit code {process.returncode}")
+
+
+def upload_files(url: str, data: Path) -> None:
+    """Give the server the files that tests name by id. A server without files refuses; then those tests fail by themselves."""
+    for name, source in UPLOADS.items():
+        content = (data / source).read_bytes()
+        head = {"X-Goog-Upload-Protocol": "resumable", "Content-Type": "application/json", "x-goog-api-key": "key"}
+        start = {"X-Goog-Upload-Command": "start", "X-Goog-Upload-Header-Content-Length": str(len(content))}
+        kind = {"X-Goog-Upload-Header-Content-Type": KINDS[Path(source).suffix]}
+        body = json.dumps({"file": {"name": f"files/{name}"}}).encode()
+        try:
+            answer = urllib.request.urlopen(urllib.request.Request(f"{url}/upload/v1beta/files", body, head | start | kind))
+            last = {"X-Goog-Upload-Command": "upload, finalize", "X-Goog-Upload-Offset": "0"}
+            urllib.request.urlopen(urllib.request.Request(answer.headers["X-Goog-Upload-URL"], content, last))
+        except urllib.error.HTTPError as error:
+            print(f"files/{name} was not taken: {error.read().decode(errors='replace')[:200]}", file=sys.stderr)
+
+
+def run(python: Path, work: Path, url: str, settings: Settings) -> list[dict[str, Any]]:
+    """One result per test: {test, sent, outcome, reason}."""
+    report = work / "report.jsonl"
+    report.touch()
+    cleared = ("GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION", "GEMINI_API_KEY", "http_proxy", "https_proxy")
+    environ = {key: value for key, value in os.environ.items() if key not in cleared and key.upper() not in ("HTTP_PROXY", "HTTPS_PROXY")}
+    environ |= {
+        "PYTHONPATH": os.pathsep.join([str(work), str(HERE)]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "GOOGLE_API_KEY": "key",
+        "GOOGLE_GENAI_REPLAYS_DIRECTORY": str(work / "replays"),
+        "GOOGLE_GENAI_RUN_GEMINI_ONLY_IN_API_MODE": "1",
+        "NO_GCE_CHECK": "true",
+        "CLIENT_TESTS_SERVER": url,
+        "CLIENT_TESTS_REPORT": str(report),
+        "CLIENT_TESTS_SECONDS": str(settings.seconds),
+    }
+    paths = [str(path) for name in settings.tests if (path := work / "google" / "genai" / "tests" / name).exists()]
+    options = ["--mode=api", "-p", "client_plugin", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-q", "--no-header"]
+    options += ["-o", "consider_namespace_packages=true", "-o", "addopts=", "--tb=no", "--show-capture=no", "-W", "ignore", "-r", "N"]
+    subprocess.run([python, "-P", "-m", "pytest", *options, *paths], cwd=work / "google" / "genai", env=environ, stdout=sys.stderr)
+    return [json.loads(line) for line in report.read_text().splitlines()]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Per folder: tests, those that sent a request, passed and failed among these, skipped by themselves, broken at import."""
+    columns = ("tests", "sent a request", "passed", "failed", "skipped", "not importable")
+    rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for result in results:
+        for name in (result["test"].split("/")[0], "all"):
+            row = rows[name]
+            row["tests"] += result["outcome"] != "broken"
+            row["not importable"] += result["outcome"] == "broken"
+            row["skipped"] += result["outcome"] == "skipped" and not result["sent"]
+            if result["sent"]:
+                row["sent a request"] += 1
+                row["passed" if result["outcome"] == "passed" else "failed"] += 1
+    if not rows:
+        return "no test was found"
+    lines = [f"{'folder':<20}" + "".join(f"{name:>{len(name) + 2}}" for name in columns)]
+    for folder in [*(name for name in rows if name != "all"), "all"]:
+        lines.append(f"{folder:<20}" + "".join(f"{rows[folder][name]:>{len(name) + 2}}" for name in columns))
+    return "\n".join(lines)
+
+
+def reasons(results: list[dict[str, Any]], version: str) -> str:
+    """The tests that sent a request and did not pass, or could not be imported, under their reasons; the commonest first."""
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for result in results:
+        if result["outcome"] == "broken" or (result["sent"] and result["outcome"] != "passed"):
+            groups[result["reason"]].append(result["test"])
+    lines = [f"# google-genai {version}"]
+    for reason, names in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
+        lines += ["", f"{len(names)} x {reason}", *(f"- {name}" for name in names)]
+    return "\n".join(lines) + "\n"
+
+
+def allowed() -> dict[str, set[str]]:
+    """The tests that must pass, by version: lines of `VERSION TEST`."""
+    tests: dict[str, set[str]] = collections.defaultdict(set)
+    for line in ALLOW_LIST.read_text().splitlines() if ALLOW_LIST.exists() else []:
+        if line.strip() and not line.startswith("#"):
+            version, name = line.split()
+            tests[version].add(name)
+    return tests
+
+
+def allow(results: list[dict[str, Any]], version: str) -> None:
+    """Add what passed to the list."""
+    tests = allowed()
+    tests[version] |= {result["test"] for result in results if result["sent"] and result["outcome"] == "passed"}
+    head = [
+        "# The tests of google-genai that must pass: version, test. Checked and written (--allow) by benchmarks/client_tests.py.",
+        "# Left out are those that depend on what a model says.",
+    ]
+    names = [f"{version} {name}" for version in sorted(tests) for name in sorted(tests[version])]
+    ALLOW_LIST.write_text("\n".join([*head, *names]) + "\n")
+
+
+def check_allowed(results: list[dict[str, Any]], settings: Settings) -> int:
+    """Name the tests that must pass and did not; 1 if there are any."""
+    found = {result["test"]: result for result in results}
+    wanted = [name for name in sorted(allowed()[settings.client]) if any(name.startswith(part.rstrip("/")) for part in settings.tests)]
+    bad = [name for name in wanted if name not in found or not found[name]["sent"] or found[name]["outcome"] != "passed"]
+    if bad:
+        print(f"\n{len(bad)} of {len(wanted)} tests that must pass did not:")
+        for name in bad:
+            print(f"  {name}: {found[name]['reason'] if name in found else 'it did not run'}")
+    elif wanted:
+        print(f"\nall {len(wanted)} tests that must pass did")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Settings)))

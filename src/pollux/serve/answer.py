@@ -1,0 +1,127 @@
+"""The engine's work on a Plan as answers of the API: chunk by chunk, or whole. Whoever stops listening ends the work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+
+from pollux.generate.requests import Job, Piece
+from pollux.serve.prepare import Plan
+from pollux.serve.server import Server
+from pollux.serve.wire.enums import BlockReason, Modality
+from pollux.serve.wire.generate import Candidate, GenerateContentResponse, ModalityTokenCount, PromptFeedback, UsageMetadata
+from pollux.serve.writing import Writing
+
+MODALITIES = {"text": Modality.TEXT, "image": Modality.IMAGE, "draw": Modality.IMAGE, "audio": Modality.AUDIO, "video": Modality.VIDEO}
+
+
+async def chunks(server: Server, plan: Plan) -> AsyncGenerator[GenerateContentResponse, None]:
+    """The answer as it is written; usage counts what was consumed so far. Raises what the engine raises.
+
+    Close it (`aclosing`) when nobody listens any more: the engine then stops.
+    """
+    answer_id = secrets.token_urlsafe(12)
+    if plan.verdict.blocked:
+        yield _blocked(plan, answer_id)
+        return
+    writings = [Writing(plan, index) for index in range(plan.request.candidates)]
+    cached = 0
+    async with contextlib.aclosing(_pieces(plan)) as arriving:
+        async for pieces in arriving:
+            cached = max([cached, *(piece.result.usage.cached for piece in pieces if piece.result is not None)])
+            candidates = await server.run(_advance, writings, pieces)
+            if candidates:
+                yield _response(plan, answer_id, candidates, usage(plan.prompt_tokens, writings, cached))
+            if all(writing.finish is not None for writing in writings):
+                return
+
+
+async def whole(server: Server, plan: Plan) -> GenerateContentResponse:
+    """The answer when it is complete. Raises what the engine raises."""
+    answer_id = secrets.token_urlsafe(12)
+    if plan.verdict.blocked:
+        return _blocked(plan, answer_id)
+    all_pieces: list[Piece] = []
+    async with contextlib.aclosing(_pieces(plan)) as arriving:
+        async for pieces in arriving:
+            all_pieces += pieces
+    writings = [Writing(plan, index) for index in range(plan.request.candidates)]
+    cached = max((piece.result.usage.cached for piece in all_pieces if piece.result is not None), default=0)
+    candidates = await server.run(_advance, writings, all_pieces)
+    return _response(plan, answer_id, candidates, usage(plan.prompt_tokens, writings, cached))
+
+
+def usage(prompt: Mapping[str, int], writings: list[Writing], cached: int = 0) -> UsageMetadata:
+    """What the model consumed. prompt: tokens by modality; cached: of them, those that had been read before."""
+    read, thought = sum(prompt.values()), sum(writing.thought_tokens for writing in writings)
+    drawn = sum(writing.drawn_tokens for writing in writings)
+    said = sum(writing.tokens for writing in writings) - thought - drawn
+    return UsageMetadata(
+        prompt_token_count=read,
+        cached_content_token_count=cached or None,
+        candidates_token_count=said + drawn,
+        thoughts_token_count=thought or None,
+        total_token_count=read + said + drawn + thought,
+        prompt_tokens_details=details(prompt),
+        candidates_tokens_details=details({"text": said, "draw": drawn}),
+    )
+
+
+def details(tokens: Mapping[str, int]) -> tuple[ModalityTokenCount, ...]:
+    """Tokens by modality as the API names them; a picture that was drawn counts as an image."""
+    sums: dict[Modality, int] = {}
+    for name, number in tokens.items():
+        sums[MODALITIES[name]] = sums.get(MODALITIES[name], 0) + number
+    return tuple(ModalityTokenCount(modality, number) for modality, number in sums.items() if number)
+
+
+def _advance(writings: list[Writing], pieces: list[Piece]) -> list[Candidate]:
+    for piece in pieces:
+        writings[piece.candidate].take(piece)
+    given = (writings[index].give() for index in sorted({piece.candidate for piece in pieces}))
+    return [candidate for candidate in given if candidate is not None]
+
+
+async def _pieces(plan: Plan) -> AsyncGenerator[list[Piece], None]:
+    """What the engine has written since the last time, until it ends. Cancels the job when closed before that."""
+    loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+    def notify(job: Job) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed with its server
+            loop.call_soon_threadsafe(news.set)
+
+    job = plan.served.engine.submit(plan.request, notify)
+    try:
+        ended = False
+        while not ended:
+            await news.wait()
+            news.clear()
+            ended = job.done
+            if pieces := job.take():
+                yield pieces
+        if job.error is not None:
+            raise job.error
+    finally:
+        if not job.done:
+            job.cancel()
+
+
+def _response(plan: Plan, answer_id: str, candidates: list[Candidate], used: UsageMetadata) -> GenerateContentResponse:
+    return GenerateContentResponse(
+        candidates=tuple(candidates),
+        prompt_feedback=PromptFeedback(safety_ratings=plan.verdict.ratings) if plan.verdict.ratings else None,
+        usage_metadata=used,
+        model_version=plan.served.name,
+        response_id=answer_id,
+    )
+
+
+def _blocked(plan: Plan, answer_id: str) -> GenerateContentResponse:
+    return GenerateContentResponse(
+        prompt_feedback=PromptFeedback(BlockReason.SAFETY, safety_ratings=plan.verdict.ratings),
+        usage_metadata=usage(plan.prompt_tokens, []),
+        model_version=plan.served.name,
+        response_id=answer_id,
+    )

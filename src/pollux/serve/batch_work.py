@@ -1,0 +1,200 @@
+"""The work on batches: their requests go through the same code as those of generateContent and embedContent, behind all others.
+
+A few requests are under way at a time, of the batch with the highest priority, and of all that share it in turn. A result is written
+when it comes; what is under way when the server ends is asked again by the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded
+from pollux.serve import batches
+from pollux.serve.answer import whole
+from pollux.serve.embeddings import embed
+from pollux.serve.errors import api_error, invalid
+from pollux.serve.listing import store_of
+from pollux.serve.prepare import Caller, prepare
+from pollux.serve.records import Record
+from pollux.serve.server import Server
+from pollux.serve.wire.embed import EmbedContentRequest, EmbedContentResponse
+from pollux.serve.wire.generate import GenerateContentRequest
+from pollux.serve.wire.message import parse, to_json
+
+log = logging.getLogger("pollux.serve")
+
+PRIORITY = 10  # in the engine's queue, where those of 0 go first
+RETRY_SECONDS = 1.0  # while the engine has no room in its queue
+TRIES = 3  # for a request that is not answered in time
+_THREADS = 2  # that read media and tokenise for batches
+_CODES = {  # of google.rpc, by its names
+    **{"CANCELLED": 1, "INVALID_ARGUMENT": 3, "DEADLINE_EXCEEDED": 4, "NOT_FOUND": 5, "ALREADY_EXISTS": 6, "PERMISSION_DENIED": 7},
+    **{"RESOURCE_EXHAUSTED": 8, "FAILED_PRECONDITION": 9, "ABORTED": 10, "UNIMPLEMENTED": 12, "INTERNAL": 13, "UNAVAILABLE": 14},
+}
+
+
+class _Open:
+    """A batch that is worked on."""
+
+    def __init__(self, record: Record, items: Any):
+        self.record, self.items = record, items
+        self.exhausted = False
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.turn = 0  # grows with every request taken from any batch; who waits longest is next
+
+
+class BatchWork:
+    """Works on all batches until `run` is cancelled. `changed` tells it of new ones and of those that ended; both on its event loop."""
+
+    def __init__(self, server: Server):
+        self._server, self._store = server, store_of(server)
+        self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "pollux-batch")
+        self._news = asyncio.Event()
+        self._stale = True
+        self._open: dict[int, _Open] = {}
+        self._turns = 0
+
+    def changed(self) -> None:
+        self._stale = True
+        self._news.set()
+
+    async def run(self) -> None:
+        try:
+            while True:
+                self._news.clear()
+                if self._stale:
+                    await self._look()
+                while self._under_way() < self._server.settings.batch_requests and (batch := self._next()):
+                    await self._begin(batch)
+                await self._close_finished()
+                await self._news.wait()
+        finally:
+            await self._stop([task for batch in self._open.values() for task in batch.tasks])
+            self._threads.shutdown()
+
+    async def _look(self) -> None:
+        """Open the batches that are new, and drop those that are gone."""
+        self._stale = False
+        found = {record.number: record for record in await self._run(batches.unfinished, self._store)}
+        for number in [number for number in self._open if number not in found]:
+            await self._stop(self._open.pop(number).tasks)
+        for number, record in found.items():
+            if number not in self._open:
+                self._open[number] = _Open(record, batches.items(self._store, record))
+
+    def _under_way(self) -> int:
+        return sum(len(batch.tasks) for batch in self._open.values())
+
+    def _next(self) -> _Open | None:
+        waiting = [batch for batch in self._open.values() if not batch.exhausted]
+        return min(waiting, key=lambda batch: (-batch.record.data["priority"], batch.turn, batch.record.number), default=None)
+
+    async def _begin(self, batch: _Open) -> None:
+        """Take one request of a batch and start on it."""
+        self._turns += 1
+        batch.turn = self._turns
+        try:
+            if self._store.clock() > batch.record.created + batches.LIFETIME:
+                await self._give_up(batch, "BATCH_STATE_EXPIRED", "")
+                return
+            item = await self._run(next, batch.items, None)
+        except Exception as error:
+            await self._give_up(batch, "BATCH_STATE_FAILED", api_error(error).message)
+            return
+        if item is None:
+            batch.exhausted = True
+            return
+        if batch.record.data["state"] == "BATCH_STATE_PENDING":
+            begun = await self._run(self._store.records.update, batch.record, {"state": "BATCH_STATE_RUNNING"})
+            batch.record = begun or batch.record
+        task = asyncio.create_task(self._answer(batch, *item))
+        batch.tasks.add(task)
+        task.add_done_callback(functools.partial(self._ended, batch))
+
+    def _ended(self, batch: _Open, task: asyncio.Task[None]) -> None:
+        batch.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the work on batches/%s stops for now", batch.record.name, exc_info=error)
+            self._open.pop(batch.record.number, None)  # the next look opens it again
+            for other in batch.tasks:
+                other.cancel()
+        self._news.set()
+
+    async def _close_finished(self) -> None:
+        for batch in [batch for batch in self._open.values() if batch.exhausted and not batch.tasks]:
+            try:
+                await self._run(batches.finish, self._server, batch.record)
+            except Exception as error:
+                await self._give_up(batch, "BATCH_STATE_FAILED", api_error(error).message)
+            self._open.pop(batch.record.number, None)
+
+    async def _give_up(self, batch: _Open, state: str, message: str) -> None:
+        self._open.pop(batch.record.number, None)
+        await self._stop(batch.tasks)
+        await self._run(functools.partial(batches.end, self._store, batch.record, state, error=message))
+
+    async def _answer(self, batch: _Open, number: int, item: dict[str, Any]) -> None:
+        """Find the result of one request and keep it."""
+        try:
+            result: dict[str, Any] = {"response": await self._response(batch.record, item)}
+        except Cancelled:  # the engine ends: no result of the request
+            raise
+        except Exception as error:
+            found = api_error(error)
+            result = {"error": {"code": _CODES.get(found.status, 2), "message": found.message, "status": found.status}}
+        given = {name: item[name] for name in ("key", "metadata") if name in item}
+        await self._run(self._keep, batch.record, number, given | result)
+
+    async def _response(self, record: Record, item: dict[str, Any]) -> dict[str, Any]:
+        if "error" in item:
+            raise invalid(item["error"])
+        if item["request"] is None:
+            raise invalid("request is missing")
+        for _ in range(TRIES - 1):
+            try:
+                return await self._asked(record, item["request"])
+            except DeadlineExceeded:
+                continue
+        return await self._asked(record, item["request"])
+
+    async def _asked(self, record: Record, request: dict[str, Any]) -> dict[str, Any]:
+        served = self._server.find(record.data["model"])
+        if record.data["embeds"]:
+            message = parse(EmbedContentRequest, request)[0]
+            return to_json(EmbedContentResponse(await self._run(embed, self._server, served, message, "", record.owner)))
+        asked = parse(GenerateContentRequest, request)[0]
+        if asked.model:
+            served = self._server.find(asked.model)
+        while True:
+            plan = await self._run(prepare, self._server, served, asked, Caller(record.owner, PRIORITY))
+            try:
+                return to_json(await whole(self._server, plan))
+            except Overloaded:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _keep(self, record: Record, number: int, result: dict[str, Any]) -> None:
+        records = self._store.records
+        with records.transaction():
+            now = records.get("batch", record.name)
+            if now is None or now.data["state"] not in batches.UNFINISHED:
+                return
+            name = batches.item_name(record, number)
+            if records.get("batch_result", name) is not None:
+                return
+            records.add("batch_result", name, result, record.owner, parent=now)
+            which = "failed" if "error" in result else "succeeded"
+            records.update(now, {which: now.data[which] + 1})
+
+    async def _stop(self, tasks: Any) -> None:
+        tasks = list(tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

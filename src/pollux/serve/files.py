@@ -1,0 +1,200 @@
+"""Files that were uploaded, or made here: their metadata, whether they can be read, their bytes, and their end after two days.
+
+uploads.py brings them in; media.py opens them for prompts with `open_media`.
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from pollux import media
+from pollux.media.container import survey
+from pollux.serve.errors import ApiError, invalid
+from pollux.serve.listing import owner_of, page, store_of
+from pollux.serve.records import Record
+from pollux.serve.server import Server
+from pollux.serve.store import Store, new_id
+from pollux.serve.times import rfc3339
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_URI = re.compile(r"(?:^|/)files/([a-z0-9-]+)(?=$|[:?#/])")
+_SOUND_RATE = 16_000  # Hz; any would do, for the sound is only tried
+
+
+def routes(server: Server) -> list[BaseRoute]:
+    async def get_all(request: Request) -> JSONResponse:
+        records, following = await page(server, request, "file", usual=10, most=100)
+        return JSONResponse(({"files": [described(one, request) for one in records]} if records else {}) | following)
+
+    async def get(request: Request) -> JSONResponse:
+        return JSONResponse(described(await _asked(request), request))
+
+    async def delete(request: Request) -> JSONResponse:
+        await server.run(store_of(server).delete, await _asked(request))
+        return JSONResponse({})
+
+    async def download(request: Request) -> Response:
+        record = await _asked(request)
+        return FileResponse(await server.run(store_of(server).path, record), media_type=record.data["mimeType"])
+
+    async def _asked(request: Request) -> Record:
+        return await server.run(find, store_of(server), request.path_params["file"], owner_of(request))
+
+    return [
+        Route("/files", get_all),
+        Route("/files/{file}:download", download),
+        Route("/files/{file}", get, methods=["GET"]),
+        Route("/files/{file}", delete, methods=["DELETE"]),
+    ]
+
+
+def find(store: Store, name: str, owner: str) -> Record:
+    """The record of a file. Raises ApiError 403 if there is none, or it belongs to somebody else, which look the same from outside."""
+    record = store.records.get("file", name)
+    if record is None or record.owner != owner:
+        raise ApiError(403, "PERMISSION_DENIED", f"You do not have permission to access the File {name} or it may not exist.")
+    return record
+
+
+def open_media(server: Server, uri: str, owner: str = "") -> tuple[Path, str]:
+    """The path and mime type of a file by its name or URI; blocks.
+
+    Raises ApiError: 400 for what is no such URI and for a file that is still being checked or cannot be read, 403 if there is none.
+    """
+    store = store_of(server)
+    match = _URI.search(uri)
+    if match is None:
+        raise invalid(f"{uri!r:.200} is not the URI of an uploaded file")
+    pinned = store.records.get("pinned", match[1])
+    record = pinned if pinned is not None and pinned.owner == owner else find(store, match[1], owner)
+    if record.data["state"] == "PROCESSING":
+        message = f"The File {record.name} is not in an ACTIVE state and usage is not allowed: it is still being checked."
+        raise ApiError(400, "FAILED_PRECONDITION", message)
+    if record.data["state"] == "FAILED":
+        raise ApiError(400, "FAILED_PRECONDITION", f"The File {record.name} cannot be used: {record.data['error']}.")
+    return store.path(record), record.data["mimeType"]
+
+
+def pin(store: Store, uri: str, owner: str, parent: Record) -> str | None:
+    """Keep the bytes of a file for as long as the parent lives, whatever becomes of the file. Returns a URI for `open_media`, None if
+    `uri` is none of an uploaded file. Raises ApiError 403."""
+    match = _URI.search(uri)
+    if match is None:
+        return None
+    with store.records.transaction():
+        record = find(store, match[1], owner)
+        pinned = store.records.add("pinned", new_id(32), record.data, owner, parent=parent, media=record.media)
+    return f"files/{pinned.name}"
+
+
+def described(record: Record, request: Request) -> dict[str, Any]:
+    """The file as the API shows it.
+
+    `uri` is a name rather than an address, and clients recognise it only if it begins with https, so it does even where the server
+    speaks plain HTTP.
+    """
+    data = record.data
+    place = f"{request.base_url.netloc}/v1beta/files/{record.name}"
+    shown: dict[str, Any] = {"name": f"files/{record.name}"}
+    if data["displayName"]:
+        shown["displayName"] = data["displayName"]
+    shown |= {
+        "mimeType": data["mimeType"],
+        "sizeBytes": str(record.size),
+        "createTime": rfc3339(record.created),
+        "updateTime": rfc3339(record.updated),
+        "sha256Hash": data["sha256Hash"],
+        "uri": f"https://{place}",
+        "state": data["state"],
+        "source": data["source"],
+    }
+    if record.expires is not None:
+        shown["expirationTime"] = rfc3339(record.expires)
+    if data["source"] == "GENERATED":
+        shown["downloadUri"] = f"{request.base_url.scheme}://{place}:download?alt=media"
+    if data.get("videoMetadata"):
+        shown["videoMetadata"] = data["videoMetadata"]
+    if data.get("error"):
+        shown["error"] = {"code": 3, "message": data["error"]}
+    return shown
+
+
+def add(
+    server: Server,
+    upload: str,
+    name: str,
+    display_name: str,
+    mime_type: str,
+    sha256: bytes,
+    size: int,
+    owner: str,
+    source: str = "UPLOADED",
+) -> Record:
+    """The record of a file whose bytes the store keeps under the name of an upload. Media are PROCESSING until `check` has seen them.
+
+    name: "" for a new one. Blocks. Raises Taken.
+    """
+    store = store_of(server)
+    data = {
+        "displayName": display_name,
+        "mimeType": mime_type,
+        # As the original does: the digest in hexadecimal, and that in base64.
+        "sha256Hash": base64.b64encode(sha256.hex().encode()).decode(),
+        "state": "PROCESSING" if _kind(mime_type) else "ACTIVE",
+        "source": source,
+    }
+    expires = store.clock() + server.settings.file_lifetime
+    return store.records.add("file", name or new_id(12), data, owner, expires, media=upload, size=size)
+
+
+def check(store: Store, record: Record) -> concurrent.futures.Future[None]:
+    """Find out in the background whether a file can be decoded: its state becomes ACTIVE or FAILED."""
+
+    def judge() -> None:
+        path = store.path(record)
+        try:
+            found: dict[str, Any] = {"state": "ACTIVE"} | _tried(path, record.data["mimeType"])
+        except media.MediaError as error:
+            found = {"state": "FAILED", "error": str(error).replace(str(path), record.name)}
+        store.records.update(record, found)
+
+    return store.background(judge)
+
+
+def check_unfinished(store: Store) -> Iterable[concurrent.futures.Future[None]]:
+    """Go on with the checks that the last end of the server interrupted."""
+    return [check(store, record) for record in store.records.all("file") if record.data["state"] == "PROCESSING"]
+
+
+def _kind(mime_type: str) -> str:
+    kind = mime_type.partition("/")[0]
+    return kind if kind in ("image", "audio", "video") else ""
+
+
+def _tried(path: Path, mime_type: str) -> dict[str, Any]:
+    """What is known of a medium after decoding it: a picture or sound as a whole, of a clip all packets, the first frame and the sound.
+
+    Raises MediaError.
+    """
+    kind = _kind(mime_type)
+    if kind == "image":
+        media.decode_image(path)
+    elif kind == "audio":
+        media.decode_audio(path, None, _SOUND_RATE)
+    elif kind == "video":
+        media.decode_video(path, 0, 1)
+        media.decode_video_sound(path, _SOUND_RATE)
+        with open(path, "rb") as file:
+            times = survey(path.name, file, "video", media.DEFAULT_LIMITS)
+        seconds = times[-1] * len(times) / max(len(times) - 1, 1)  # the last frame is shown as long as the others are on average
+        return {"videoMetadata": {"videoDuration": f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"}}
+    return {}

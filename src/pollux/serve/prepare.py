@@ -1,0 +1,217 @@
+"""From a request of the API to a request of the engine: settings, prompt, safety. What remains for the answer stands in the Plan.
+
+All routes that let a model write come through here: generateContent, batches, chat completions, interactions and live sessions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pollux import content
+from pollux.generate.drawing import OneDrawing
+from pollux.generate.ending import Ending
+from pollux.generate.model import Model
+from pollux.generate.requests import Constraint, Request
+from pollux.generate.sampler import Sampling
+from pollux.serve import schema
+from pollux.serve.content import read_contents, read_system
+from pollux.serve.errors import ApiError, invalid
+from pollux.serve.safety import Safety, Verdict, read_settings
+from pollux.serve.server import Served, Server
+from pollux.serve.wire.enums import MediaResolution, ResponseModality, ThinkingLevel
+from pollux.serve.wire.generate import GenerateContentRequest, GenerationConfig
+from pollux.tokens import sequence as tokens
+from pollux.tokens.config import TokensConfig
+from pollux.tokens.interleave import count, encode_prompt
+
+MAX_TEMPERATURE = 2.0
+MAX_LOGPROBS = 20  # alternatives for each token
+MAX_STOPS = 16
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. owner: whose turn in the queue it is and whose files it may read; priority: lower goes first; timeout: seconds."""
+
+    owner: str = ""
+    priority: int = 0
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A request that is ready for the engine, and what its answer needs to know."""
+
+    served: Served
+    request: Request
+    safety: Safety
+    verdict: Verdict  # on the prompt; if it is blocked, the request must not be submitted
+    prompt_tokens: dict[str, int]  # by modality
+    modalities: frozenset[ResponseModality]
+    thoughts: bool  # are part of the answer
+    logprobs: bool
+    ignored: tuple[str, ...]  # fields that had no effect
+
+
+def prepare(server: Server, served: Served, asked: GenerateContentRequest, caller: Caller = Caller()) -> Plan:
+    """Blocks. Raises ApiError for what cannot be asked, ValueError for what the model cannot read."""
+    from pollux.serve.caches import unfold  # which writes the beginnings that it holds through this function
+
+    arrived = time.monotonic()
+    asked, _ = unfold(server, served, asked, caller.owner)
+    config = asked.generation_config
+    if not asked.contents:
+        raise invalid("contents are missing; give at least one content with a part")
+    safety = read_settings(server.scorer, asked.safety_settings)
+    modalities = _modalities(served.model, config)
+    ignored: list[str] = []
+    turns = [
+        *(read_system(server, asked.system_instruction, "systemInstruction", caller.owner) if asked.system_instruction else ()),
+        *read_contents(server, asked.contents, "contents", caller.owner),
+    ]
+    variables = _thinking(served.model, config, ignored)
+    if tools := schema.prompt_tools(asked):
+        variables["tools"] = tools
+    _check_search(asked, ignored)
+    prompt = write_prompt(served, turns, config, variables)
+    limit = served.input_limit
+    if len(prompt) >= limit:
+        raise invalid(f"The input token count ({len(prompt)}) exceeds the maximum number of tokens allowed ({limit - 1}).")
+    sampling = _sampling(server, served.model, config, limit - len(prompt))
+    constraint = _constraint(served.model, asked, modalities, sampling.max_output_tokens)
+    excluded = _never_drawn(served.model) if ResponseModality.IMAGE not in modalities else ()
+    timeout = min(server.settings.timeout, caller.timeout or server.settings.timeout)
+    request = Request(
+        prompt,
+        sampling,
+        candidates=_in_range("candidateCount", config.candidate_count, 1, server.settings.max_candidates, 1),
+        top_logprobs=_top_logprobs(config),
+        owner=caller.owner,
+        priority=caller.priority,
+        deadline=arrived + timeout,
+        constraint=constraint,
+        excluded=excluded,
+    )
+    verdict = safety.judge(_text(turns)) if safety.active else Verdict()
+    thoughts = config.thinking_config is not None and config.thinking_config.include_thoughts
+    return Plan(served, request, safety, verdict, count(prompt), modalities, thoughts, config.response_logprobs, tuple(ignored))
+
+
+def write_prompt(
+    served: Served, turns: list[content.Content], config: GenerationConfig = GenerationConfig(), variables: dict[str, Any] | None = None
+) -> tokens.Sequence:
+    """The sequence that the model goes on with; blocks. Raises ValueError for what it cannot read."""
+    model = served.model
+    if model.vocabulary is None:
+        raise ApiError(400, "FAILED_PRECONDITION", f"models/{served.name} has no tokenizer, so it reads no contents")
+    tokens_config = _resolved(model.tokens_config, config.media_resolution)
+    return encode_prompt(turns, model.vocabulary, tokens_config, model.codec, model.limits, variables)
+
+
+def can_think(model: Model) -> bool:
+    return model.vocabulary is not None and "<thought>" in model.vocabulary.specials
+
+
+def _thinking(model: Model, config: GenerationConfig, ignored: list[str]) -> dict[str, Any]:
+    """What the chat template is told of thinking."""
+    thinking = config.thinking_config
+    if thinking is None:
+        return {}
+    if not can_think(model):
+        ignored.append("generationConfig.thinkingConfig")
+        return {}
+    off = thinking.thinking_budget == 0 or thinking.thinking_level == ThinkingLevel.MINIMAL
+    return {"enable_thinking": not off}
+
+
+def _resolved(config: TokensConfig, resolution: MediaResolution) -> TokensConfig:
+    """With LOW, pictures and frames take a quarter of the tokens that they may take; the others are what the model was made for."""
+    if resolution != MediaResolution.MEDIA_RESOLUTION_LOW:
+        return config
+    image, video = config.image, config.video
+    return dataclasses.replace(
+        config,
+        image=dataclasses.replace(image, max_tokens=max(1, image.max_tokens // 4)),
+        video=dataclasses.replace(video, max_tokens=max(1, video.max_tokens // 4)),
+    )
+
+
+def _modalities(model: Model, config: GenerationConfig) -> frozenset[ResponseModality]:
+    can = {ResponseModality.TEXT} | ({ResponseModality.IMAGE} if model.codec is not None else set())
+    wanted = {m for m in config.response_modalities if m != ResponseModality.MODALITY_UNSPECIFIED}
+    if not wanted <= can:
+        names = ", ".join(sorted(m.name for m in wanted - can))
+        raise invalid(f"Multi-modal output is not supported: this model does not answer with {names}.")
+    return frozenset(wanted or can)
+
+
+def _constraint(model: Model, asked: GenerateContentRequest, modalities: frozenset[ResponseModality], most: int) -> Constraint | None:
+    """What the answer of at most `most` tokens must keep to: a schema, calls, or a drawing and nothing else; None for nothing."""
+    assert model.vocabulary is not None
+    constraint = schema.constraint(asked, model)
+    if modalities != {ResponseModality.IMAGE}:
+        return constraint and Ending(constraint, model.vocabulary, model.config.vocab_size, most)
+    if constraint is not None:
+        raise invalid("an answer of the responseModalities IMAGE alone holds neither calls nor text with a schema; add TEXT")
+    return OneDrawing(model.vocabulary, model.config.vocab_size)
+
+
+def _check_search(asked: GenerateContentRequest, ignored: list[str]) -> None:
+    """Answers come without grounding, which the client is told; what the original refuses is refused."""
+    searching = [i for i, tool in enumerate(asked.tools) if tool.google_search is not None]
+    both_allowed = asked.tool_config is not None and asked.tool_config.include_server_side_tool_invocations
+    if searching and any(tool.function_declarations for tool in asked.tools) and not both_allowed:
+        raise invalid("googleSearch can be combined with functionDeclarations only if toolConfig.includeServerSideToolInvocations is true")
+    ignored += [f"tools[{i}].googleSearch" for i in searching]
+
+
+def _never_drawn(model: Model) -> tuple[int, ...]:
+    """The id that would begin a drawing, if the model has one."""
+    assert model.vocabulary is not None
+    return tuple(i for name, i in model.vocabulary.specials.items() if name == "<draw>")
+
+
+def _sampling(server: Server, model: Model, config: GenerationConfig, room: int) -> Sampling:
+    """The model's own settings, with those of the request in their place. room: tokens that still fit behind the prompt."""
+    if config.temperature is not None and not 0 <= config.temperature <= MAX_TEMPERATURE:
+        raise invalid(f"generationConfig.temperature is {config.temperature:g} but must be between 0 and {MAX_TEMPERATURE:g}")
+    for name, penalty in (("presencePenalty", config.presence_penalty), ("frequencyPenalty", config.frequency_penalty)):
+        if penalty is not None and not -2 <= penalty <= 2:
+            raise invalid(f"generationConfig.{name} is {penalty:g} but must be between -2 and 2")
+    if len(config.stop_sequences) > MAX_STOPS or not all(config.stop_sequences):
+        raise invalid(f"generationConfig.stopSequences must be at most {MAX_STOPS} strings that are not empty")
+    most = server.settings.max_output_tokens
+    asked = _in_range("maxOutputTokens", config.max_output_tokens, 1, None, most)
+    given = {
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "top_k": config.top_k,
+        "presence_penalty": config.presence_penalty,
+        "frequency_penalty": config.frequency_penalty,
+        "stop": config.stop_sequences or None,
+        "max_output_tokens": min(asked, most, room),
+        "seed": secrets.randbits(32) if config.seed is None else config.seed % 2**32,
+    }
+    return dataclasses.replace(model.sampling, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _top_logprobs(config: GenerationConfig) -> int:
+    if config.logprobs is not None and not config.response_logprobs:
+        raise invalid("generationConfig.logprobs may only be given if response_logprobs is true")
+    return _in_range("logprobs", config.logprobs, 0, MAX_LOGPROBS, 0)
+
+
+def _in_range(name: str, value: int | None, low: int, high: int | None, usual: int) -> int:
+    if value is None:
+        return usual
+    if value < low or (high is not None and value > high):
+        raise invalid(f"generationConfig.{name} is {value} but must be " + (f"between {low} and {high}" if high else f"at least {low}"))
+    return value
+
+
+def _text(turns: list[content.Content]) -> str:
+    return "\n".join(part.text for turn in turns for part in turn.parts if isinstance(part, content.Text))

@@ -1,0 +1,43 @@
+"""A whole server put together: the application behind its keys, limits, counters and gate.
+
+`commands/serve.py` opens it when the model is loaded; a listener serves `Service.app` before that too, and it answers 503 until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pollux.generate.model import Model
+from pollux.serve.access import Access, Rules
+from pollux.serve.app import create_app
+from pollux.serve.gate import Gate
+from pollux.serve.keys import Keys
+from pollux.serve.limits import BodyTimeout, Limits
+from pollux.serve.measure import MeasuredEngine
+from pollux.serve.metrics import Metrics, MetricsPage
+from pollux.serve.observe import Observed
+from pollux.serve.server import AnyEngine, Served, Server, Settings
+from pollux.serve.store import Store
+
+
+class Service:
+    """What serves one model. Keys are those in the store; the store and the engine belong to the caller."""
+
+    def __init__(self, rules: Rules, store: Store, settings: Settings = Settings()):
+        self.rules, self.store, self.settings = rules, store, settings
+        self.metrics, self.limits, self.gate = Metrics(), Limits(), Gate()
+        self.app = Observed(self.gate, self.metrics)
+        self.server: Server | None = None
+
+    def open(self, name: str, model: Model, engine: AnyEngine, aliases: Iterable[str] = ()) -> None:
+        """Let requests in. Raises ValueError if the model cannot be served under these names."""
+        served = Served(name, model, MeasuredEngine(engine, name, self.metrics, self.limits))
+        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings)
+        app = create_app(self.server)
+        counted = MetricsPage(BodyTimeout(app), self.metrics)
+        self.gate.open(Access(counted, self.rules, Keys(self.store.records), self.limits), app)
+
+    def close(self) -> None:
+        """End the threads of the server; requests must have ended before."""
+        if self.server is not None:
+            self.server.close()

@@ -1,0 +1,80 @@
+"""What the server does behind its requests, on a thread of its own: it ends what has expired, works on batches, and goes on with what its
+last end interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+from pollux.serve import caches, files
+from pollux.serve.batch_work import BatchWork
+from pollux.serve.server import Server
+
+log = logging.getLogger("pollux.serve")
+
+SWEEP_SECONDS = 60.0
+
+
+class Upkeep:
+    """Runs from `start` to `close`, which block until it has begun and ended; does nothing for a server without a store."""
+
+    def __init__(self, server: Server):
+        self._server = server
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._work: BatchWork | None = None
+        self._begun = threading.Event()
+
+    def start(self) -> None:
+        if self._server.store is None:
+            return
+        self._thread = threading.Thread(target=asyncio.run, args=(self._run(),), name="pollux-upkeep")
+        self._thread.start()
+        self._begun.wait()
+
+    def close(self) -> None:
+        """What batches have under way is cancelled, and asked again after the next start."""
+        if self._thread is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end.set)
+            self._thread.join()
+            self._thread = self._loop = None
+
+    def changed(self) -> None:
+        """There are other batches than before. May be called from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        if self._work is not None:
+            self._work.changed()
+
+    async def _run(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._batches())]
+        self._begun.set()
+        await self._end.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sweep(self) -> None:
+        """Once at the start and then every minute."""
+        files.check_unfinished(self._server.store)
+        while True:
+            try:
+                await asyncio.to_thread(self._server.store.sweep)
+                await asyncio.to_thread(caches.release_ended, self._server)
+            except Exception:
+                log.exception("the store could not be swept")
+            self._tell()
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _batches(self) -> None:
+        while True:
+            self._work = BatchWork(self._server)
+            try:
+                await self._work.run()
+            except Exception:
+                log.exception("the work on batches stops for now")
+            await asyncio.sleep(SWEEP_SECONDS)

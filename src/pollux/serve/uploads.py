@@ -1,0 +1,354 @@
+"""Uploads of files: resumable ones in chunks, which survive a broken connection and a killed server, and whole ones in one request.
+
+An upload is a record; the bytes it has acknowledged are on disk. Its unguessable id is the only authority that chunks carry, for clients
+send no key with them. A finished upload becomes a file (files.py) and is remembered for a while, so that a client that missed the answer
+may ask again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import hashlib
+import mimetypes
+import re
+import weakref
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Route
+
+from pollux import media
+from pollux.serve import files
+from pollux.serve.errors import ApiError, invalid
+from pollux.serve.listing import owner_of, store_of
+from pollux.serve.records import Record, Taken, disk_full
+from pollux.serve.server import VERSIONS, Server, Settings
+from pollux.serve.store import Store, new_id
+from pollux.serve.wire.body import decode, read_body
+from pollux.serve.wire.message import parse, wire
+
+CHECK_SECONDS = 5.0  # that the answer to an upload waits for the check of its medium
+_PIECE = 1 << 20  # bytes written at a time
+_UNKNOWN_TYPES = ("", "none", "application/octet-stream")
+_MIME_TYPE = re.compile(r"(image|audio|video|text|application)/[a-z0-9][a-z0-9!#$&^_.+-]*")
+_BOUNDARY = re.compile(r'boundary="?([^";]+)"?', re.IGNORECASE)
+_MAX_DISPLAY_NAME = 512
+
+
+@dataclass(frozen=True)
+class FileFields:
+    """What a client may say of a file."""
+
+    name: str = ""
+    display_name: str = ""
+    mime_type: str = ""
+    size_bytes: int | None = wire(bits=64)
+
+
+@dataclass(frozen=True)
+class CreateFileRequest:
+    file: FileFields = FileFields()
+
+
+def root_routes(server: Server) -> list[BaseRoute]:
+    uploads = Uploads(server)
+    return [Route(f"/upload/{version}/files", uploads, methods=["POST", "PUT"]) for version in VERSIONS]
+
+
+class Uploads:
+    """The handler of all uploads of a server, an ASGI application."""
+
+    def __init__(self, server: Server):
+        self.server = server
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()  # by upload
+        self._turns: dict[str, object] = {}  # the request that may write to an upload
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        response = await self._answer(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> JSONResponse:
+        if "upload_id" in request.query_params:
+            return await self._go_on(request, request.query_params["upload_id"])
+        protocol = request.headers.get("x-goog-upload-protocol") or request.query_params.get("uploadType", "")
+        if protocol == "resumable":
+            return await self._start(request)
+        if protocol in ("raw", "media"):
+            record = await self._begin(request, FileFields(), request.headers.get("content-type", ""), _length(request, "content-length"))
+            return await self._at_once(request, record, request.stream())
+        if protocol == "multipart":
+            return await self._related(request)
+        raise invalid("the header X-Goog-Upload-Protocol must be resumable, multipart or raw")
+
+    async def _start(self, request: Request) -> JSONResponse:
+        if request.headers.get("x-goog-upload-command", "start").strip() != "start":
+            raise invalid("an upload begins with X-Goog-Upload-Command: start; to go on with one, send to its X-Goog-Upload-URL")
+        fields = await self._fields(await read_body(request, self.server.settings.max_body), request)
+        size = _length(request, "x-goog-upload-header-content-length")
+        mime_type = request.headers.get("x-goog-upload-header-content-type", "")
+        record = await self._begin(request, fields, mime_type, fields.size_bytes if size is None else size)
+        url = f"{str(request.base_url).rstrip('/')}{request.url.path}?upload_id={record.name}&upload_protocol=resumable"
+        return JSONResponse({}, headers={"X-Goog-Upload-URL": url, "X-Goog-Upload-Control-URL": url, **_status("active", 0)})
+
+    async def _related(self, request: Request) -> JSONResponse:
+        """multipart/related: the metadata as JSON, then the file (RFC 2387)."""
+        found = _BOUNDARY.search(request.headers.get("content-type", ""))
+        if found is None:
+            raise invalid('an upload of type multipart needs the header Content-Type: multipart/related; boundary="..."')
+        body = await read_body(request, self.server.settings.max_body)
+        parts = (b"\r\n" + body).split(b"\r\n--" + found[1].encode("latin-1"))
+        if len(parts) != 4 or not parts[3].startswith(b"--"):
+            raise invalid("the body must have two parts, the metadata as JSON and the file, and the boundary with two dashes at its end")
+        fields = await self._fields(_part(parts[1])[1], request)
+        mime_type, data = _part(parts[2])
+        record = await self._begin(request, fields, mime_type, len(data))
+        return await self._at_once(request, record, _whole(data))
+
+    async def _at_once(self, request: Request, record: Record, body: AsyncIterator[bytes]) -> JSONResponse:
+        try:
+            await self._receive(record, 0, body)
+            return JSONResponse({"file": await self._finish(request, record)})
+        except BaseException:
+            await self._forget(record)
+            raise
+
+    async def _fields(self, body: bytes, request: Request) -> FileFields:
+        message, ignored = await self.server.run(lambda: parse(CreateFileRequest, decode(body)))
+        request.state.ignored += ignored
+        return message.file
+
+    async def _begin(self, request: Request, fields: FileFields, mime_type: str, size: int | None) -> Record:
+        """The record of a new upload. Raises ApiError for a name that is unfit or taken, and for more than may be stored."""
+        store, settings, owner = store_of(self.server), self.server.settings, owner_of(request)
+        name = fields.name.removeprefix("files/")
+        if name and not files.NAME.fullmatch(name):
+            raise invalid(f"file.name is {fields.name!r:.80} but must be files/ and up to 40 lower-case letters, digits and dashes within")
+        if len(fields.display_name) > _MAX_DISPLAY_NAME:
+            raise invalid(f"file.display_name has {len(fields.display_name)} characters, more than the limit of {_MAX_DISPLAY_NAME}")
+        if size is not None and not 0 < size <= settings.max_file:
+            raise invalid(f"the file has {size} bytes, but must have 1 to {settings.max_file}")
+        mime_type = mime_type.partition(";")[0].strip().lower()
+        if mime_type in _UNKNOWN_TYPES:
+            guess = mimetypes.guess_type(request.headers.get("x-goog-upload-file-name", ""))[0]
+            mime_type = fields.mime_type.lower() or guess or ""
+        if mime_type not in _UNKNOWN_TYPES and not _MIME_TYPE.fullmatch(mime_type):
+            raise invalid(f"Unsupported MIME type: {mime_type:.80}")
+        data = {"name": name, "displayName": fields.display_name, "mimeType": mime_type, "size": size, "received": 0, "file": None}
+
+        def add() -> Record:
+            with store.records.transaction():
+                if name and store.records.get("file", name):
+                    raise _taken(name)
+                _check_room(store, settings, owner, size or 0)
+                if (size or 1) > store.room():
+                    raise disk_full()
+                expires = store.clock() + settings.file_lifetime
+                record = store.records.add("upload", new_id(48), data, owner, expires, size=size or 0)
+            store.sync(record.name)
+            return record
+
+        return await self.server.run(add)
+
+    async def _go_on(self, request: Request, name: str) -> JSONResponse:
+        store = store_of(self.server)
+        record = await self.server.run(_living, store, name)
+        commands = {command.strip() for command in request.headers.get("x-goog-upload-command", "").lower().split(",")}
+        if not commands or commands - {"upload", "finalize", "query", "cancel"}:
+            raise invalid("the header X-Goog-Upload-Command must be upload, finalize, both with a comma between, query or cancel")
+        if commands == {"query"}:
+            return JSONResponse({}, headers=_status("final" if record.data["file"] else "active", record.data["received"]))
+        if commands == {"cancel"}:
+            await self._forget(record)
+            return JSONResponse({}, headers=_status("cancelled"))
+        if record.data["file"] is None:
+            if "upload" in commands:
+                record = await self._receive(record, _length(request, "x-goog-upload-offset") or 0, request.stream())
+            if "finalize" not in commands:
+                return JSONResponse({}, headers=_status("active", record.data["received"]))
+        return JSONResponse({"file": await self._finish(request, record)}, headers=_status("final", record.data["received"]))
+
+    async def _receive(self, record: Record, offset: int, body: AsyncIterator[bytes]) -> Record:
+        """Write a chunk; the record then tells what is on disk. What a client sends again is skipped. If it leaves in the middle, what
+        came is kept. Only the latest request of an upload writes: the one before may hang in a connection that is long dead."""
+        turn = self._turns[record.name] = object()
+        lock = self._locks.setdefault(record.name, asyncio.Lock())
+        writer = _Writer(self.server, record.name, lock, lambda: self._turns.get(record.name) is turn)
+        try:
+            await writer.begin(offset)
+            try:
+                async for data in body:
+                    await writer.add(data)
+            except ClientDisconnect as error:
+                await writer.end()
+                raise ApiError(499, "CANCELLED", "the client left before its chunk was complete") from error
+            return await writer.end()
+        finally:
+            if self._turns.get(record.name) is turn:
+                del self._turns[record.name]
+
+    async def _forget(self, record: Record) -> None:
+        store = store_of(self.server)
+        await self.server.run(store.delete, record)
+        await self.server.run(store.discard, record.name)
+
+    async def _finish(self, request: Request, record: Record) -> dict[str, Any]:
+        """The file of a complete upload; of one that was finished before, the same file."""
+        store = store_of(self.server)
+        lock = self._locks.setdefault(record.name, asyncio.Lock())
+        async with lock:
+            file, checked = await self.server.run(self._made, record.name)
+        if checked is not None:
+            await asyncio.wait([asyncio.wrap_future(checked)], timeout=CHECK_SECONDS)
+        return files.described(await self.server.run(files.find, store, file.name, file.owner), request)
+
+    def _made(self, name: str) -> tuple[Record, concurrent.futures.Future[None] | None]:
+        """The file, and the check of it that was begun, None if it needs none or was made before."""
+        store, settings = store_of(self.server), self.server.settings
+        record = _living(store, name)
+        data = record.data
+        if data["file"]:
+            return files.find(store, data["file"], record.owner), None
+        if data["received"] == 0 or data["size"] not in (None, data["received"]):
+            message = f"the upload has {data['received']} of {data['size'] or 'unknown'} bytes and cannot be finished"
+            raise ApiError(400, "INVALID_ARGUMENT", message, headers=_status("active", data["received"]))
+        with open(store.part(name), "rb") as part:
+            head = part.read(64)
+            part.seek(0)
+            digest = hashlib.file_digest(part, "sha256").digest()
+        mime_type = data["mimeType"] if data["mimeType"] not in _UNKNOWN_TYPES else _sniffed(head)
+        store.keep(name)
+        try:
+            with store.records.transaction():
+                store.records.update(record, {}, size=0)
+                _check_room(store, settings, record.owner, data["received"])
+                file = files.add(self.server, name, data["name"], data["displayName"], mime_type, digest, data["received"], record.owner)
+                if store.records.update(record, {"file": file.name}) is None:
+                    raise _gone()
+        except Taken as error:
+            store.abandon(name)
+            raise _taken(data["name"]) from error
+        except BaseException:
+            store.abandon(name)
+            raise
+        store.discard(name)
+        return file, files.check(store, file) if file.data["state"] == "PROCESSING" else None
+
+
+class _Writer:
+    """Writes the body of one request behind what an upload has, as long as it is that request's turn.
+
+    lock: held while a piece is written, so that the next request begins behind it.
+    """
+
+    def __init__(self, server: Server, name: str, lock: asyncio.Lock, my_turn: Callable[[], bool]):
+        self._server, self._store, self._name, self._lock, self._my_turn = server, store_of(server), name, lock, my_turn
+        self._waiting = bytearray()
+
+    async def begin(self, offset: int) -> None:
+        """Find out what has come. Raises ApiError 400 for an offset behind that."""
+        async with self._lock:
+            self._record = await self._server.run(_living, self._store, self._name)
+        self._end = received = self._record.data["received"]
+        if offset > received:
+            message = f"the chunk begins at {offset}, but only {received} bytes have come; go on from there"
+            raise ApiError(400, "INVALID_ARGUMENT", message, headers=_status("active", received))
+        self._skip = received - offset
+
+    async def add(self, data: bytes) -> None:
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        self._waiting += data[skipped:]
+        size = self._record.data["size"]
+        limit = self._server.settings.max_file if size is None else size
+        if self._end + len(self._waiting) > limit:
+            message = f"the upload is larger than the {limit} bytes that were announced or are allowed"
+            raise ApiError(400, "INVALID_ARGUMENT", message, headers=_status("active", self._record.data["received"]))
+        if len(self._waiting) >= _PIECE:
+            await self._write()
+
+    async def end(self) -> Record:
+        """Force all to disk and say so in the record."""
+        await self._write()
+        async with self._lock:
+            self._check_turn()
+            await self._server.run(self._store.sync, self._name)
+            updated = await self._server.run(self._store.records.update, self._record, {"received": self._end})
+        if updated is None:
+            raise _gone()
+        return updated
+
+    async def _write(self) -> None:
+        async with self._lock:
+            self._check_turn()
+            data, self._waiting = self._waiting, bytearray()
+            if not data:
+                return
+            try:
+                await self._server.run(self._store.write, self._name, self._end, data)
+            except ApiError:  # the disk is full: what was not acknowledged makes room
+                await self._server.run(self._store.cut, self._name, self._record.data["received"])
+                raise
+            self._end += len(data)
+
+    def _check_turn(self) -> None:
+        if not self._my_turn():
+            raise ApiError(409, "ABORTED", "another request goes on with this upload")
+
+
+def _living(store: Store, name: str) -> Record:
+    record = store.records.get("upload", name)
+    if record is None:
+        raise _gone()
+    return record
+
+
+def _gone() -> ApiError:
+    return ApiError(404, "NOT_FOUND", "there is no such upload: it was cancelled, or never begun, or its time is over")
+
+
+def _check_room(store: Store, settings: Settings, owner: str, size: int) -> None:
+    if store.records.used(owner) + size > settings.max_storage:
+        message = f"your files would take more than the limit of {settings.max_storage} bytes; delete some"
+        raise ApiError(429, "RESOURCE_EXHAUSTED", message, "STORAGE_FULL")
+
+
+def _status(status: str, received: int | None = None) -> dict[str, str]:
+    return {"X-Goog-Upload-Status": status} | ({} if received is None else {"X-Goog-Upload-Size-Received": str(received)})
+
+
+def _taken(name: str) -> ApiError:
+    return ApiError(409, "ALREADY_EXISTS", f"there is a file files/{name} already; delete it first, or choose another name")
+
+
+def _length(request: Request, header: str) -> int | None:
+    """A number of bytes in a header. Raises ApiError 400 if it is none."""
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise invalid(f"the header {header} is {text!r:.40} but must be a number of bytes")
+    return int(text)
+
+
+def _part(part: bytes) -> tuple[str, bytes]:
+    """Content type and content of one part."""
+    head, separator, content = part.partition(b"\r\n\r\n")
+    if not separator:
+        raise invalid("a part of the body has no empty line between its headers and its content")
+    for line in head.decode("latin-1").split("\r\n"):
+        name, _, value = line.partition(":")
+        if name.strip().lower() == "content-type":
+            return value.strip(), content
+    return "", content
+
+
+async def _whole(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def _sniffed(head: bytes) -> str:
+    return mimetypes.guess_type("file" + media.suffix_of(head))[0] or "application/octet-stream"

@@ -1,0 +1,83 @@
+"""Constrained answers of a model that writes anything that it may: they are whole although their tokens run out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pollux.generate import constrain
+from pollux.generate.ending import Ending
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "size": {"type": "number"},
+        "kids": {"type": "array", "items": {"type": "object", "properties": {"who": {"type": "string"}}, "required": ["who"]}},
+    },
+    "required": ["name", "size", "kids"],
+}
+LIST = {
+    "$defs": {
+        "node": {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}, "required": ["next"]}
+    }
+}
+LIST |= {"$ref": "#/$defs/node"}
+
+
+def written(constraint, stops, rng, most):
+    """Ids drawn from what is allowed, the end only where nothing else is."""
+    ids = []
+    for _ in range(most):
+        allowed = np.flatnonzero(constraint.allowed())
+        ids.append(int(rng.choice([i for i in allowed if i not in stops] or allowed)))
+        if ids[-1] in stops:
+            break
+        constraint.accept(ids[-1])
+    return ids
+
+
+@pytest.mark.parametrize(
+    "schema", [True, PERSON, LIST, {"type": "string", "pattern": "^[a-z]{5,}$"}, {"type": "array", "items": {"enum": ["abc", "de"]}}]
+)
+def test_json_is_whole_when_its_tokens_run_out(vocabulary, schema):
+    ending = Ending(constrain.json_schema(schema, vocabulary, vocabulary.size), vocabulary, vocabulary.size, 100)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        ids = written(ending.fresh(), vocabulary.stops, rng, 100)
+        assert ids[-1] in vocabulary.stops
+        json.loads(vocabulary.decode(ids[:-1]))
+
+
+def test_an_answer_that_ends_by_itself_is_left_alone(vocabulary):
+    inner = constrain.json_schema({"type": "integer"}, vocabulary, vocabulary.size)
+    ending = Ending(inner, vocabulary, vocabulary.size, 100).fresh()
+    for i in vocabulary.encode_text("12"):
+        np.testing.assert_array_equal(ending.allowed(), inner.allowed())
+        ending.accept(i)
+        inner.accept(i)
+    assert not ending.closing and ending.allowed()[list(vocabulary.stops)].any()
+
+
+def test_closing_is_told_to_who_goes_the_same_way_again(vocabulary):
+    ending = Ending(constrain.json_schema({"type": "string"}, vocabulary, vocabulary.size), vocabulary, vocabulary.size, 30)
+    ids = written(ending.fresh(), vocabulary.stops, np.random.default_rng(0), 30)
+    again = ending.fresh()
+    for i in ids[:-1]:
+        again.accept(i)
+    assert again.closing and not ending.fresh().closing
+
+
+def test_text_between_calls_is_not_ended_early(vocabulary):
+    calls = constrain.calls([{"name": "f"}], vocabulary, vocabulary.size, "AUTO")
+    ending = Ending(calls, vocabulary, vocabulary.size, 20).fresh()
+    for i in vocabulary.encode_text("a big red circle")[:19]:
+        ending.accept(i)
+    assert not ending.closing
+
+
+def test_a_call_is_whole_when_its_tokens_run_out(vocabulary):
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}
+    ending = Ending(constrain.calls([tool], vocabulary, vocabulary.size, "ANY"), vocabulary, vocabulary.size, 60)
+    ids = written(ending.fresh(), vocabulary.stops, np.random.default_rng(1), 60)
+    assert ids[-1] in vocabulary.stops and ids[-2] == vocabulary.specials["</call>"]

@@ -1,0 +1,84 @@
+"""A real server over a real socket with a store in a folder: on a thread of the test, or as a program of its own that can be killed.
+
+As a program: python stored_server.py FOLDER; prints its address when it answers.
+"""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from pollux.serve.app import create_app
+from pollux.serve.server import Server, Settings
+from pollux.serve.store import Store
+
+
+class Clock:
+    """Seconds since 1970, which a test may let pass."""
+
+    def __init__(self):
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+def until(condition) -> None:
+    """Wait for something that happens on another thread or in another process."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it has not happened in 30 seconds")
+
+
+@dataclass
+class Running:
+    url: str
+    server: Server
+    store: Store
+    clock: Clock
+
+
+@contextlib.contextmanager
+def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, objects="") -> Iterator[Running]:
+    """A server in this process; wrap: what stands before its application; objects: URL of an object store."""
+    clock = Clock()
+    store = Store(folder, clock, objects)
+    server = Server(models or {}, store=store, settings=settings)
+    listening = socket.create_server(("127.0.0.1", 0))
+    listener = uvicorn.Server(uvicorn.Config(wrap(create_app(server)), log_level="warning", lifespan="on"))
+    thread = threading.Thread(target=listener.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        until(lambda: listener.started or not thread.is_alive())
+        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", server, store, clock)
+    finally:
+        listener.should_exit = True
+        thread.join()
+        store.close()
+        server.close()
+
+
+@contextlib.contextmanager
+def program(folder, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A server in a process of its own, and its address; killed at the end if it still lives."""
+    process = subprocess.Popen([*options, sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+if __name__ == "__main__":
+    with serving(sys.argv[1]) as running:
+        print(running.url, flush=True)
+        threading.Event().wait()

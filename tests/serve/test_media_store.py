@@ -1,0 +1,102 @@
+"""Media in an object store that fsspec reaches by a URL: here one in memory, and one that fails."""
+
+import io
+import os
+import time
+import uuid
+
+import fsspec
+import httpx
+import pytest
+from google import genai
+from stored_server import serving
+
+from pollux.serve.files import open_media
+from pollux.serve.media_store import COPY_SECONDS, ObjectStore
+from pollux.serve.store import Store
+
+
+@pytest.fixture
+def place():
+    """A URL in memory and the names of the objects there."""
+    url = f"memory://{uuid.uuid4().hex}/media"
+    remote, root = fsspec.url_to_fs(url)
+    return url, lambda: [entry.rpartition("/")[2] for entry in remote.ls(root, detail=False)] if remote.exists(root) else []
+
+
+def test_files_lie_in_the_object_store_and_are_fetched_when_they_are_used(tmp_path, place):
+    url, objects = place
+    with serving(tmp_path, objects=url) as running:
+        client = genai.Client(api_key="any", http_options={"base_url": running.url})
+        file = client.files.upload(file=io.BytesIO(b"a text"), config={"mime_type": "text/plain"})
+        assert len(objects()) == 1 and not list((tmp_path / "media").iterdir())
+        assert httpx.get(f"{running.url}/v1beta/{file.name}:download").content == b"a text"
+    with serving(tmp_path, objects=url) as running:
+        assert open_media(running.server, file.uri)[0].read_text() == "a text"
+        httpx.delete(f"{running.url}/v1beta/{file.name}").raise_for_status()
+        assert not objects() and not list((tmp_path / "media").iterdir())
+
+
+def test_a_store_that_does_not_answer_makes_no_file_and_the_upload_goes_on_later(tmp_path, place, monkeypatch):
+    url, objects = place
+    with serving(tmp_path, objects=url) as running:
+        headers = {
+            "X-Goog-Upload-Protocol": "resumable",
+            "X-Goog-Upload-Command": "start",
+            "X-Goog-Upload-Header-Content-Type": "text/plain",
+        }
+        upload = httpx.post(f"{running.url}/upload/v1beta/files", headers=headers, json={}).headers["x-goog-upload-url"]
+        finalize = {"X-Goog-Upload-Command": "upload, finalize", "X-Goog-Upload-Offset": "0"}
+
+        def refuse(*_):
+            raise PermissionError("no such credentials")
+
+        monkeypatch.setattr(running.store._media._remote, "put_file", refuse, raising=False)
+        answer = httpx.post(upload, headers=finalize, content=b"a text")
+        assert (answer.status_code, answer.json()["error"]["status"]) == (503, "UNAVAILABLE")
+        assert httpx.get(f"{running.url}/v1beta/files").json() == {} and not objects()
+        monkeypatch.undo()
+        file = httpx.post(upload, headers=finalize, content=b"a text").json()["file"]
+        assert open_media(running.server, file["uri"])[0].read_text() == "a text"
+
+
+def test_what_could_not_be_taken_away_is_taken_away_later(tmp_path, place, monkeypatch):
+    url, objects = place
+    store = Store(tmp_path, objects=url)
+    store.write("upload", 0, b"bytes")
+    store.sync("upload")
+    store.keep("upload")
+    record = store.records.add("file", "a", {}, media="upload")
+
+    def refuse(*_):
+        raise ConnectionError
+
+    monkeypatch.setattr(store._media._remote, "rm_file", refuse, raising=False)
+    store.delete(record)
+    assert store.records.get("file", "a") is None and objects() == ["upload"]
+    monkeypatch.undo()
+    store.close()
+    Store(tmp_path, objects=url).close()
+    assert not objects()
+
+
+def test_copies_go_an_hour_after_their_last_use(tmp_path, place):
+    media = ObjectStore(place[0], tmp_path)
+    for name in ("old", "new"):
+        (tmp_path / "part").write_bytes(b"bytes")
+        media.keep(tmp_path / "part", name)
+        media.path(name)
+    long_ago = time.time() - COPY_SECONDS - 1
+    for name in ("old", "new"):
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    assert media.path("new").read_bytes() == b"bytes"
+    media.tidy()
+    assert not (tmp_path / "old").exists() and (tmp_path / "new").exists()
+    assert media.path("old").read_bytes() == b"bytes"
+    with pytest.raises(FileNotFoundError):
+        media.path("never")
+
+
+def test_a_url_that_is_no_place_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be opened as an object store"):
+        Store(tmp_path, objects="nosuch://bucket")
