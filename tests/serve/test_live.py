@@ -107,6 +107,10 @@ def test_a_conversation_is_answered_turn_by_turn_with_all_that_was_said(client):
     assert (end.usage_metadata.prompt_token_count, end.usage_metadata.response_token_count) == (expected.usage.prompt_tokens, 12)
 
 
+def test_the_address_may_end_with_a_slash(server, certificate):
+    asyncio.run(begin(connected(f"{server.url}/", certificate)))
+
+
 def test_a_turn_may_come_in_pieces(client):
     async def converse():
         async with talking(client) as session:

@@ -37,14 +37,10 @@ def root_routes(server: Server) -> list[BaseRoute]:
     async def converse_with_token(websocket: WebSocket) -> None:
         await _Connection(server, websocket).run(_token(websocket))
 
-    service = "/ws/google.ai.generativelanguage.{version}.GenerativeService.BidiGenerateContent"
+    names = [f"/ws/google.ai.generativelanguage.{version}.GenerativeService.BidiGenerateContent" for version in VERSIONS]
+    names += [f"/{name}" for name in names]  # the official client writes so if its base URL ends with a slash
     return [
-        route
-        for version in VERSIONS
-        for route in (
-            WebSocketRoute(service.format(version=version), converse),
-            WebSocketRoute(service.format(version=version) + "Constrained", converse_with_token),
-        )
+        WebSocketRoute(name + end, handler) for name in names for end, handler in (("", converse), ("Constrained", converse_with_token))
     ]
 
 
