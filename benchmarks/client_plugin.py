@@ -2,7 +2,8 @@
 
 It takes the place of the network: requests for Google's Gemini hosts go to the server in CLIENT_TESTS_SERVER, and for each test the
 requests that left through a transport (httpx, httpx2, websockets) are counted, whatever the test thinks of them. Variants for Vertex are
-left out, since they never go to a Gemini endpoint. One line of JSON per test goes to the file CLIENT_TESTS_REPORT.
+left out, since they never go to a Gemini endpoint; ids of the authors' account are replaced (client_named.py). One line of JSON per
+test goes to the file CLIENT_TESTS_REPORT.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from client_named import Named
 
 SERVER = urlsplit(os.environ["CLIENT_TESTS_SERVER"])
 REPORT = os.environ["CLIENT_TESTS_REPORT"]
@@ -23,6 +25,7 @@ SECONDS = float(os.environ["CLIENT_TESTS_SECONDS"])
 GEMINI_HOSTS = re.compile(r"(autopush-)?generativelanguage(\.sandbox)?\.googleapis\.com")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
+NAMED = Named(SERVER.geturl())
 sent = 0  # requests of the running test that went to the server
 
 
@@ -49,6 +52,8 @@ def _redirect_http(library: Any) -> None:
         if _count(request.url.host, request.url.port):
             request.url = request.url.copy_with(scheme=SERVER.scheme, host=SERVER.hostname, port=SERVER.port)
             request.headers["host"] = SERVER.netloc
+        if (path := NAMED.path(request.url.path)) != request.url.path:
+            request.url = request.url.copy_with(path=path)
         return request
 
     send, send_async = library.HTTPTransport.handle_request, library.AsyncHTTPTransport.handle_async_request
@@ -105,6 +110,7 @@ def _own_skip(item: pytest.Item) -> str:
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
     global sent
     sent = 0
+    NAMED.renew()
     item.stash[_REPORTS] = []
     yield
     _write(_name(item.nodeid), item.stash[_REPORTS])

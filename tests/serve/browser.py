@@ -5,6 +5,7 @@ websockets. It types, clicks and looks as a person does; what goes wrong in scri
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import shutil
@@ -30,6 +31,7 @@ FLAGS = (
     "--use-fake-ui-for-media-stream",  # says yes when the page asks for the microphone
     "--use-fake-device-for-media-stream",  # which beeps
     "--force-color-profile=srgb",
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",  # as with a mouse
 )
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowRight": (39, "")}
 SHIFT = 8
@@ -47,7 +49,8 @@ class Browser:
         program = find()
         assert program is not None
         command = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
-        self._log = open(folder / "log", "wb")
+        self._stack = contextlib.ExitStack()
+        self._log = self._stack.enter_context(open(folder / "log", "wb"))
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
         port_file = folder / "DevToolsActivePort"
         end = time.monotonic() + 60
@@ -57,7 +60,7 @@ class Browser:
                 raise RuntimeError(f"{program} did not start: {(folder / 'log').read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
         port, path = port_file.read_text().split()
-        self.socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30, compression=None)
+        self.socket = self._stack.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30, compression=None))
         self.numbers = itertools.count(1)
 
     def open(self, address: str, width: int = 1280, height: int = 800) -> Page:
@@ -82,13 +85,13 @@ class Browser:
                 listen(reply)
 
     def close(self) -> None:
+        self._stack.close()
         self._process.terminate()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._log.close()
 
 
 class Page:
@@ -181,6 +184,10 @@ class Page:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
+
+    def download_to(self, folder: Path) -> None:
+        """Where files go that are downloaded, without asking."""
+        self._browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), browserContextId=self._context)
 
     def resize(self, width: int, height: int, phone: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)

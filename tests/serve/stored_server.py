@@ -17,6 +17,7 @@ import uvicorn
 from pollux.serve.app import create_app
 from pollux.serve.server import Server, Settings
 from pollux.serve.store import Store
+from pollux.serve.upkeep import Upkeep
 
 
 class Clock:
@@ -44,6 +45,7 @@ class Running:
     server: Server
     store: Store
     clock: Clock
+    upkeep: Upkeep
 
 
 @contextlib.contextmanager
@@ -52,13 +54,14 @@ def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, obje
     clock = Clock()
     store = Store(folder, clock, objects)
     server = Server(models or {}, store=store, settings=settings)
+    app = create_app(server)
     listening = socket.create_server(("127.0.0.1", 0))
-    listener = uvicorn.Server(uvicorn.Config(wrap(create_app(server)), log_level="warning", lifespan="on"))
+    listener = uvicorn.Server(uvicorn.Config(wrap(app), log_level="warning", lifespan="on"))
     thread = threading.Thread(target=listener.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         until(lambda: listener.started or not thread.is_alive())
-        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", server, store, clock)
+        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", server, store, clock, app.state.upkeep)
     finally:
         listener.should_exit = True
         thread.join()

@@ -48,7 +48,7 @@ def say(client, text="a red circle", tokens=4):
 
 
 def post(server, path="/v1beta/models/pollux:countTokens", **keywords):
-    return httpx.post(server.url + path, json={"contents": [{"parts": [{"text": "hello"}]}]}, **keywords)
+    return httpx.post(server.url + path, json={"contents": [{"parts": [{"text": "hello"}]}]}, timeout=60, **keywords)
 
 
 def test_a_key_lets_either_client_in(keyed, key):
@@ -258,7 +258,7 @@ def test_an_answer_carries_the_id_of_its_line(page, lines):
 
 def test_a_client_that_leaves_is_noted_and_its_job_ends(page, lines):
     asked = {"contents": [{"parts": [{"text": "a"}]}], "generationConfig": {"maxOutputTokens": 400}}
-    with httpx.stream("POST", f"{page.url}/v1beta/models/pollux:streamGenerateContent?alt=sse", json=asked) as answer:
+    with httpx.stream("POST", f"{page.url}/v1beta/models/pollux:streamGenerateContent?alt=sse", json=asked, timeout=60) as answer:
         next(answer.iter_bytes())
     until(lambda: lines)
     assert json.loads(lines[0])["code"] == 499

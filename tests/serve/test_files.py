@@ -204,6 +204,17 @@ def test_a_cancelled_upload_is_gone(http, running):
     assert error_of(send(http, url, b"x" * 50, 50)) == (404, "NOT_FOUND")
 
 
+def test_what_cannot_be_finished_ends_at_once_for_the_client(http):
+    urls = [start(http, 10, "text/plain", name="files/wanted-twice").headers["x-goog-upload-url"] for _ in range(2)]
+    assert send(http, urls[0], b"x" * 10, 0, "upload, finalize").status_code == 200
+    late = send(http, urls[1], b"x" * 10, 0, "upload, finalize")
+    assert error_of(late) == (409, "ALREADY_EXISTS") and late.headers["x-goog-upload-status"] == "final"
+    gone = send(http, urls[0].replace("upload_id=", "upload_id=x"), b"x" * 10, 0)
+    assert error_of(gone) == (404, "NOT_FOUND") and gone.headers["x-goog-upload-status"] == "final"
+    http.delete("/v1beta/files/wanted-twice")
+    assert send(http, urls[1], b"", 10, "finalize").json()["file"]["name"] == "files/wanted-twice"
+
+
 def test_a_file_may_come_in_one_request(http, running):
     data = png(4)
     raw = http.post("/upload/v1beta/files", headers={"X-Goog-Upload-Protocol": "raw", "Content-Type": "image/png"}, content=data)

@@ -63,7 +63,7 @@ def test_a_stream_adds_up_to_the_answer_and_ends_with_its_usage(client):
 
 def test_a_stream_ends_with_done_and_has_usage_only_on_request(server):
     asked = {"model": "pollux", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3, "stream": True}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=asked)
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=asked, timeout=60)
     events = answer.text.split("\n\n")
     assert answer.headers["content-type"].startswith("text/event-stream") and events[-2:] == ["data: [DONE]", ""]
     assert not any("usage" in json.loads(event.removeprefix("data: ")) for event in events[:-2])
@@ -152,6 +152,32 @@ def test_a_conversation_with_a_system_message_is_read_in_its_order(one):
     assert answer.choices[0].message.content == expected.text
 
 
+def test_a_completion_goes_on_with_a_text_without_turns(client):
+    expected = small_model().generate(Content("", (Text("a big"),)), temperature=0, max_output_tokens=16)
+    answer = client.completions.create(model="pollux", prompt="a big", temperature=0)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (expected.text, "length")
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (expected.usage.prompt_tokens, 16)
+    chunks = client.completions.create(model="pollux", prompt="a big", temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
+
+
+def test_completions_of_several_prompts_come_in_their_order(one):
+    answer = one.completions.create(model="pollux", prompt=["a big", "a small"], n=2, temperature=0, max_tokens=5, logprobs=1)
+    expected = [
+        small_model().generate(Content("", (Text(text),)), temperature=0, max_output_tokens=5).text for text in ("a big", "a small")
+    ]
+    assert [choice.text for choice in answer.choices] == [expected[0]] * 2 + [expected[1]] * 2
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3] and answer.usage.completion_tokens == 20
+    logprobs = answer.choices[0].logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 5 and logprobs.text_offset[0] == 0
+
+
+@pytest.mark.parametrize("settings", [{"prompt": [1, 2]}, {"prompt": []}, {"echo": True}, {"prompt": ["a", "b"], "stream": True}])
+def test_a_completion_says_what_it_cannot_do(one, settings):
+    with pytest.raises(openai.BadRequestError):
+        one.completions.create(**({"model": "pollux", "prompt": "a"} | settings))
+
+
 def test_models_are_listed_for_the_clients_of_both_apis(client, server):
     assert [model.id for model in client.models.list()] == ["small", "pollux"]
     assert client.models.retrieve("pollux").id == "pollux"
@@ -223,4 +249,4 @@ def test_what_is_not_there_is_a_404_in_the_form_of_its_client(one, server):
 
 def test_fields_without_effect_are_named_in_a_header(server):
     asked = {"model": "pollux", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "user": "me"}
-    assert "user" in httpx.post(f"{server.url}/v1/chat/completions", json=asked).headers["warning"]
+    assert "user" in httpx.post(f"{server.url}/v1/chat/completions", json=asked, timeout=60).headers["warning"]

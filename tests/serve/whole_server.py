@@ -26,19 +26,20 @@ class Whole:
 
 
 @contextlib.contextmanager
-def serving(folder, rules=Rules(keys_required=False), settings=Settings(), model=None) -> Iterator[Whole]:
-    """The model is called small and, as an alias, pollux."""
+def serving(folder, rules=Rules(keys_required=False), settings=Settings(), model=None, certificate=None) -> Iterator[Whole]:
+    """The model is called small and, as an alias, pollux. certificate: of tls.py, for https."""
     model = model or small_model()
     store, sock = Store(folder), socket.create_server(("127.0.0.1", 0))
     service = Service(rules, store, settings)
-    listener = Listener(service.app, service.gate, drain=30.0)
+    secure = {} if certificate is None else {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
+    listener = Listener(service.app, service.gate, drain=30.0, **secure)
     thread = threading.Thread(target=listener.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
         with running(model) as engine:
             service.open("small", model, engine, ["pollux"])
             until(lambda: service.gate.opened.is_set() or service.gate.error)
-            yield Whole(f"http://127.0.0.1:{sock.getsockname()[1]}", service, Keys(store.records), listener)
+            yield Whole(f"{'https' if secure else 'http'}://127.0.0.1:{sock.getsockname()[1]}", service, Keys(store.records), listener)
             listener.stop()
             thread.join(60)
     finally:

@@ -140,7 +140,9 @@ def host_name(host: str) -> str:
 
 
 def _is_open(scope: Scope) -> bool:
-    """What needs no key: the files of the page, and the pieces of an upload, whose address is a secret of its own."""
+    """What needs no key: files of the page, pieces of an upload, whose address is a secret, and live sessions that come with a token."""
+    if scope["type"] == "websocket":
+        return scope["path"].endswith(".BidiGenerateContentConstrained")
     if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and _PAGE.fullmatch(scope["path"]):
         return True
     return scope["type"] == "http" and bool(_UPLOAD.fullmatch(scope["path"])) and "upload_id" in QueryParams(scope["query_string"])

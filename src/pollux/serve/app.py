@@ -19,6 +19,8 @@ from pollux.serve import batches, caches, embeddings, files, generate, models, p
 from pollux.serve.compress import Compressed
 from pollux.serve.errors import ApiError
 from pollux.serve.interactions import routes as interactions
+from pollux.serve.live import routes as live
+from pollux.serve.live import tokens
 from pollux.serve.openai import routes as openai
 from pollux.serve.openai.errors import answer_error
 from pollux.serve.server import VERSIONS, Server
@@ -54,13 +56,13 @@ def create_app(server: Server) -> Starlette:
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    areas = (openai, generate, interactions, embeddings, batches, caches, models, files)
+    areas = (openai, generate, interactions, embeddings, batches, caches, models, files, tokens)
     return [route for area in areas for route in area.routes(server)]
 
 
 def root_routes(server: Server) -> list[BaseRoute]:
     """What has its own place outside the versions."""
-    return [*page.root_routes(server), *uploads.root_routes(server)]
+    return [*page.root_routes(server), *uploads.root_routes(server), *live.root_routes(server)]
 
 
 class Warnings:

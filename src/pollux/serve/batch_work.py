@@ -17,7 +17,7 @@ from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded
 from pollux.serve import batches
 from pollux.serve.answer import whole
 from pollux.serve.embeddings import embed
-from pollux.serve.errors import api_error, invalid
+from pollux.serve.errors import ApiError, api_error, invalid
 from pollux.serve.listing import store_of
 from pollux.serve.prepare import Caller, prepare
 from pollux.serve.records import Record
@@ -109,9 +109,8 @@ class BatchWork:
         if item is None:
             batch.exhausted = True
             return
-        if batch.record.data["state"] == "BATCH_STATE_PENDING":
-            begun = await self._run(self._store.records.update, batch.record, {"state": "BATCH_STATE_RUNNING"})
-            batch.record = begun or batch.record
+        if not batch.tasks:
+            await self._run(batches.begin, self._store, batch.record)
         task = asyncio.create_task(self._answer(batch, *item))
         batch.tasks.add(task)
         task.add_done_callback(functools.partial(self._ended, batch))
@@ -129,6 +128,8 @@ class BatchWork:
         for batch in [batch for batch in self._open.values() if batch.exhausted and not batch.tasks]:
             try:
                 await self._run(batches.finish, self._server, batch.record)
+            except ApiError as error:  # no room, or no answer from the object store: a later look tries again
+                log.error("the results of batches/%s cannot be given out yet: %s", batch.record.name, error)
             except Exception as error:
                 await self._give_up(batch, "BATCH_STATE_FAILED", api_error(error).message)
             self._open.pop(batch.record.number, None)

@@ -116,6 +116,14 @@ def unfinished(store: Store) -> list[Record]:
     return [record for record in store.records.all("batch") if record.data["state"] in UNFINISHED]
 
 
+def begin(store: Store, record: Record) -> None:
+    """Note that the work on a batch has begun, unless it has ended meanwhile. Blocks."""
+    with store.records.transaction():
+        now = store.records.get("batch", record.name)
+        if now is not None and now.number == record.number and now.data["state"] == "BATCH_STATE_PENDING":
+            store.records.update(now, {"state": "BATCH_STATE_RUNNING"})
+
+
 def end(store: Store, record: Record, state: str, **changes: Any) -> None:
     """Put a batch that is not finished into its last state; one that is keeps its own. Blocks."""
     with store.records.transaction():

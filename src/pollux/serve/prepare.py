@@ -57,22 +57,30 @@ class Plan:
     ignored: tuple[str, ...]  # fields that had no effect
 
 
-def prepare(server: Server, served: Served, asked: GenerateContentRequest, caller: Caller = Caller()) -> Plan:
-    """Blocks. Raises ApiError for what cannot be asked, ValueError for what the model cannot read."""
+def prepare(
+    server: Server, served: Served, asked: GenerateContentRequest, caller: Caller = Caller(), running_text: str | None = None
+) -> Plan:
+    """running_text: what the model goes on with, in place of contents. Blocks.
+
+    Raises ApiError for what cannot be asked, ValueError for what the model cannot read.
+    """
     from pollux.serve.caches import unfold  # which writes the beginnings that it holds through this function
 
     arrived = time.monotonic()
     asked, _ = unfold(server, served, asked, caller.owner)
     config = asked.generation_config
-    if not asked.contents:
+    if not asked.contents and running_text is None:
         raise invalid("contents are missing; give at least one content with a part")
     safety = read_settings(server.scorer, asked.safety_settings)
     modalities = _modalities(served.model, config)
     ignored: list[str] = []
-    turns = [
-        *(read_system(server, asked.system_instruction, "systemInstruction", caller.owner) if asked.system_instruction else ()),
-        *read_contents(server, asked.contents, "contents", caller.owner),
-    ]
+    if running_text is not None:
+        turns = [content.Content("", (content.Text(running_text),))]
+    else:
+        turns = [
+            *(read_system(server, asked.system_instruction, "systemInstruction", caller.owner) if asked.system_instruction else ()),
+            *read_contents(server, asked.contents, "contents", caller.owner),
+        ]
     variables = _thinking(served.model, config, ignored)
     if tools := schema.prompt_tools(asked):
         variables["tools"] = tools

@@ -60,9 +60,12 @@ class Upkeep:
 
     async def _sweep(self) -> None:
         """Once at the start and then every minute."""
-        files.check_unfinished(self._server.store)
+        unfinished = True
         while True:
             try:
+                if unfinished:
+                    await asyncio.to_thread(files.check_unfinished, self._server.store)
+                    unfinished = False
                 await asyncio.to_thread(self._server.store.sweep)
                 await asyncio.to_thread(caches.release_ended, self._server)
             except Exception:

@@ -73,7 +73,12 @@ class Uploads:
 
     async def _answer(self, request: Request) -> JSONResponse:
         if "upload_id" in request.query_params:
-            return await self._go_on(request, request.query_params["upload_id"])
+            try:
+                return await self._go_on(request, request.query_params["upload_id"])
+            except ApiError as error:
+                if error.code < 500:  # without a status the official client would send the chunk again
+                    error.headers.setdefault("X-Goog-Upload-Status", "final")
+                raise
         protocol = request.headers.get("x-goog-upload-protocol") or request.query_params.get("uploadType", "")
         if protocol == "resumable":
             return await self._start(request)
@@ -157,7 +162,7 @@ class Uploads:
         store = store_of(self.server)
         record = await self.server.run(_living, store, name)
         commands = {command.strip() for command in request.headers.get("x-goog-upload-command", "").lower().split(",")}
-        if not commands or commands - {"upload", "finalize", "query", "cancel"}:
+        if commands - {"upload", "finalize", "query", "cancel"}:
             raise invalid("the header X-Goog-Upload-Command must be upload, finalize, both with a comma between, query or cancel")
         if commands == {"query"}:
             return JSONResponse({}, headers=_status("final" if record.data["file"] else "active", record.data["received"]))
@@ -252,6 +257,8 @@ class _Writer:
         """Find out what has come. Raises ApiError 400 for an offset behind that."""
         async with self._lock:
             self._record = await self._server.run(_living, self._store, self._name)
+        if self._record.data["file"] is not None:
+            raise ApiError(409, "ABORTED", "the upload is finished")
         self._end = received = self._record.data["received"]
         if offset > received:
             message = f"the chunk begins at {offset}, but only {received} bytes have come; go on from there"

@@ -191,9 +191,6 @@ def _chosen(choice: Any) -> tuple[CallingMode, list[str]]:
 
 
 def _config(asked: ChatRequest, resolution: MediaResolution | None) -> GenerationConfig:
-    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-    if not isinstance(stop, list) or not all(isinstance(text, str) for text in stop):
-        raise invalid("stop must be a string or a list of strings")
     if asked.reasoning_effort and asked.reasoning_effort not in _EFFORTS:
         raise invalid(f"reasoning_effort must be one of {', '.join(_EFFORTS)}, not {asked.reasoning_effort!r:.40}")
     if asked.top_logprobs is not None and not asked.logprobs:
@@ -205,7 +202,7 @@ def _config(asked: ChatRequest, resolution: MediaResolution | None) -> Generatio
         top_k=asked.top_k,
         candidate_count=asked.n,
         max_output_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
-        stop_sequences=tuple(stop),
+        stop_sequences=stops(asked.stop),
         seed=asked.seed,
         presence_penalty=asked.presence_penalty,
         frequency_penalty=asked.frequency_penalty,
@@ -217,6 +214,14 @@ def _config(asked: ChatRequest, resolution: MediaResolution | None) -> Generatio
         media_resolution=resolution or MediaResolution.MEDIA_RESOLUTION_UNSPECIFIED,
         thinking_config=_EFFORTS.get(asked.reasoning_effort),
     )
+
+
+def stops(given: Any) -> tuple[str, ...]:
+    """Texts that end an answer."""
+    texts = [given] if isinstance(given, str) else given or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise invalid("stop must be a string or a list of strings")
+    return tuple(texts)
 
 
 def _format(wanted: ResponseFormat | None) -> tuple[str, Any]:

@@ -120,6 +120,28 @@ class ChatRequest:
 
 
 @dataclass(frozen=True)
+class CompletionRequest:
+    model: str = ""
+    prompt: Any = None  # a text or a list of texts
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    n: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None  # not OpenAI's, but clients of other servers send it
+    stop: Any = None  # a text or a list of texts
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: int | None = None  # alternatives for each token
+    echo: bool = False
+    suffix: str = ""
+    best_of: int | None = None
+
+
+@dataclass(frozen=True)
 class EmbeddingRequest:
     model: str = ""
     input: Any = None  # a text or a list of texts

@@ -1,4 +1,4 @@
-"""OpenAI's routes: /chat/completions, /embeddings and /models, under every version of the API and under its /openai.
+"""OpenAI's routes: chat completions, completions, embeddings and models, under every version of the API and under its /openai.
 
 GET /models is asked by clients of both APIs. Whoever sends a key as a bearer token gets OpenAI's answer, everybody else Gemini's.
 """
@@ -6,38 +6,35 @@ GET /models is asked by clients of both APIs. Whoever sends a key as a bearer to
 from __future__ import annotations
 
 import base64
-import contextlib
-import json
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import Scope
 
 from pollux.serve.answer import chunks, whole
 from pollux.serve.embeddings import MOST, embed
-from pollux.serve.errors import api_error, invalid
+from pollux.serve.errors import invalid
 from pollux.serve.generate import caller_of, unless_left
 from pollux.serve.models import listed
-from pollux.serve.openai import errors
+from pollux.serve.openai import completions, errors
 from pollux.serve.openai.asked import to_gemini
 from pollux.serve.openai.messages import ChatRequest, EmbeddingRequest
+from pollux.serve.openai.stream import find, streamed
 from pollux.serve.openai.written import Completion
 from pollux.serve.prepare import Plan, prepare
 from pollux.serve.server import Served, Server
 from pollux.serve.wire.body import read
 from pollux.serve.wire.content import Content, Part
 from pollux.serve.wire.embed import EmbedContentRequest
-from pollux.serve.wire.generate import GenerateContentResponse
 
 
 def routes(server: Server) -> list[BaseRoute]:
     async def chat(request: Request) -> Response:
         asked = await read(ChatRequest, request)
-        served = _find(server, asked.model)
+        served = find(server, asked.model)
 
         def ready() -> Plan:
             return prepare(server, served, to_gemini(asked, request.state.ignored), caller_of(request))
@@ -48,12 +45,11 @@ def routes(server: Server) -> list[BaseRoute]:
             return JSONResponse(completion.whole(await unless_left(request, whole(server, plan))))
         arriving = chunks(server, plan)
         first = await unless_left(request, anext(arriving, None))  # what goes wrong before the first chunk is an error of HTTP
-        data = list(completion.chunks(first)) if first is not None else []
-        return StreamingResponse(_events(completion, data, arriving, asked.stream_options.include_usage), media_type="text/event-stream")
+        return streamed(completion, first, arriving, asked.stream_options.include_usage)
 
     async def embeddings(request: Request) -> Response:
         asked = await read(EmbeddingRequest, request)
-        served = _find(server, asked.model)
+        served = find(server, asked.model)
         if asked.encoding_format not in ("", "float", "base64"):
             raise invalid(f'encoding_format must be "float" or "base64", not {asked.encoding_format!r:.40}')
         owner = caller_of(request).owner
@@ -75,7 +71,11 @@ def routes(server: Server) -> list[BaseRoute]:
         server.find(name)
         return JSONResponse(_described(server, name))
 
-    own: list[BaseRoute] = [Route("/chat/completions", chat, methods=["POST"]), Route("/embeddings", embeddings, methods=["POST"])]
+    own: list[BaseRoute] = [
+        Route("/chat/completions", chat, methods=["POST"]),
+        Route("/completions", completions.endpoint(server), methods=["POST"]),
+        Route("/embeddings", embeddings, methods=["POST"]),
+    ]
     shared: list[BaseRoute] = [_ForOpenAI("/models", models), _ForOpenAI("/models/{model:path}", model)]
     return [*own, *shared, Mount("/openai", Router([*own, *shared], redirect_slashes=False))]
 
@@ -85,33 +85,6 @@ class _ForOpenAI(Route):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return super().matches(scope) if errors.speaks_openai(scope) else (Match.NONE, {})
-
-
-def _find(server: Server, name: str) -> Served:
-    if not name:
-        raise invalid("model is missing; GET models lists those there are")
-    return server.find(name)
-
-
-async def _events(
-    completion: Completion, data: list[dict[str, Any]], rest: AsyncGenerator[GenerateContentResponse, None], with_usage: bool
-) -> AsyncIterator[bytes]:
-    async with contextlib.aclosing(rest):
-        try:
-            for chunk in data:
-                yield _event(chunk)
-            async for response in rest:
-                for chunk in completion.chunks(response):
-                    yield _event(chunk)
-            if with_usage:
-                yield _event(completion.last())
-        except Exception as error:
-            yield _event(errors.body(api_error(error)))
-        yield b"data: [DONE]\n\n"
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _described(server: Server, name: str) -> dict[str, Any]:

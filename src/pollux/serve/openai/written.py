@@ -28,13 +28,13 @@ class Completion:
 
     def whole(self, response: GenerateContentResponse) -> dict[str, Any]:
         """The body of an answer. Raises ApiError 400 if the prompt was blocked."""
-        _check(response)
+        check(response)
         choices = [self._choice(candidate) for candidate in response.candidates]
         return self._head | {"object": "chat.completion", "choices": choices, "usage": usage(response.usage_metadata)}
 
     def chunks(self, response: GenerateContentResponse) -> Iterator[dict[str, Any]]:
         """What a chunk of the answer adds. Raises ApiError 400 if the prompt was blocked."""
-        _check(response)
+        check(response)
         self._usage = response.usage_metadata
         for candidate in response.candidates:
             index = candidate.index or 0
@@ -49,8 +49,8 @@ class Completion:
             if delta or candidate.logprobs_result:
                 yield self._chunk([self._framed(index, {"delta": delta}, candidate.logprobs_result, None)])
             if candidate.finish_reason is not None:
-                finish = _finish(candidate, self._calls[index] > 0)
-                yield self._chunk([self._framed(index, {"delta": {}}, None, finish)])
+                ended = finish(candidate, self._calls[index] > 0)
+                yield self._chunk([self._framed(index, {"delta": {}}, None, ended)])
 
     def last(self) -> dict[str, Any]:
         """The chunk with the usage of all."""
@@ -60,11 +60,11 @@ class Completion:
         index = candidate.index or 0
         said = self._message(candidate, index)
         message = {"content": None if "tool_calls" in said else "", "refusal": None} | said
-        return self._framed(index, {"message": message}, candidate.logprobs_result, _finish(candidate, "tool_calls" in message))
+        return self._framed(index, {"message": message}, candidate.logprobs_result, finish(candidate, "tool_calls" in message))
 
-    def _framed(self, index: int, said: dict[str, Any], result: LogprobsResult | None, finish: str | None) -> dict[str, Any]:
+    def _framed(self, index: int, said: dict[str, Any], result: LogprobsResult | None, ended: str | None) -> dict[str, Any]:
         logprobs = {"content": list(_logprobs(result)), "refusal": None} if self._logprobs and result else None
-        return {"index": index, **said, "logprobs": logprobs, "finish_reason": finish}
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": ended}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._head | {"object": "chat.completion.chunk", "choices": choices}
@@ -95,12 +95,14 @@ def usage(used: UsageMetadata | None) -> dict[str, Any]:
     }
 
 
-def _check(response: GenerateContentResponse) -> None:
+def check(response: GenerateContentResponse) -> None:
+    """Raises ApiError 400 if the prompt was blocked."""
     if response.prompt_feedback is not None and response.prompt_feedback.block_reason is not None:
         raise invalid(f"the prompt was blocked: {response.prompt_feedback.block_reason.name}", "CONTENT_FILTER")
 
 
-def _finish(candidate: Candidate, called: bool) -> str | None:
+def finish(candidate: Candidate, called: bool) -> str | None:
+    """Why an answer ended; None while it has not. called: functions."""
     if candidate.finish_reason is None:
         return None
     return _FINISHES.get(candidate.finish_reason, "tool_calls" if called else "stop")

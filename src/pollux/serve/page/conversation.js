@@ -51,7 +51,11 @@ export class Conversation {
   }
 
   saveSoon() {
-    this.timer ||= setTimeout(() => this.save().catch(this.failed), PAUSE);
+    this.timer ||= setTimeout(() => this.saveNow(), PAUSE);
+  }
+
+  saveNow() {
+    this.save().catch(this.failed);
   }
 
   async save() {

@@ -60,7 +60,7 @@ async function answer() {
     running = null;
     composer.setBusy(false);
     transcript.update(turn);
-    conversation.saveSoon();
+    conversation.saveNow();
     end();
   }
   say(turn.state === "failed" ? "" : textOf(turn) || "The answer has come."); // an error speaks for itself: it is an alert
@@ -257,7 +257,7 @@ byId("change-key").addEventListener("click", async () => {
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
 });
-addEventListener("pagehide", () => conversation.save());
+addEventListener("pagehide", () => conversation.saveNow());
 
 const starts = {
   picture() {

@@ -174,7 +174,7 @@ class TurnView {
     if (turn.role === "user" || text) can.push(iconButton("edit", "Edit", () => this.edit()));
     if (turn.role === "model") can.push(iconButton("code", "This request as code", () => this.actions.code(this.turn)));
     const figures = turn.figures && turn.state !== "failed" && readOut(turn.figures);
-    return [element("div", { class: "actions" }, ...can), ...(figures ? [figures] : [])];
+    return [...(figures ? [figures] : []), element("div", { class: "actions" }, ...can)];
   }
 
   /** Write the turn anew, in its place; the conversation goes on from there. */
@@ -245,6 +245,7 @@ function endInWords({ finishReason, sent, parts }) {
     const limit = sent?.maxOutputTokens ? ` (${sent.maxOutputTokens})` : "";
     return `Ended at the most tokens that an answer may have${limit}; the settings can raise it.`;
   }
+  if (finishReason === "NO_IMAGE") return "The model drew no picture.";
   if (finishReason && finishReason !== "STOP") return `Ended early: ${finishReason.toLowerCase().replaceAll("_", " ")}.`;
   return parts.length ? "" : "The model ended its answer before it wrote anything.";
 }

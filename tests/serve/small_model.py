@@ -1,0 +1,51 @@
+"""A small model with random weights that reads everything and draws."""
+
+import functools
+
+import jax
+import numpy as np
+
+from pollux.generate.model import Model
+from pollux.generate.sampler import Sampling
+from pollux.model.config import AttentionConfig, FeedForwardConfig, LayerConfig, ModelConfig
+from pollux.model.family import soft_inputs
+from pollux.model.params import abstract
+from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
+from pollux.tokens.text import train_bpe
+from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
+
+TOKENS = TokensConfig(ImageTokens(8, 8, 16), AudioTokens(), VideoTokens(patch=8, stride=8, max_tokens=4))
+LIMIT = 512  # tokens of a prompt and its answer
+
+
+class HalvesCodec:
+    """The upper and the lower half of a 4x6 picture: a code each, of a brightness digit (4) and a redness digit (3)."""
+
+    levels = (4, 3)
+    size = (4, 6)
+
+    def encode(self, pixels):
+        halves = pixels.reshape(-1, 2, 2, 6, 3).mean((2, 3))
+        return np.stack([halves[..., 1] // 64, halves[..., 0] // 86], -1).astype(np.int32)
+
+    def decode(self, codes):
+        green, red = codes[..., 0] * 64 + 32, codes[..., 1] * 86 + 43
+        halves = np.stack([red, green, np.zeros_like(red)], -1).astype(np.uint8)
+        return np.broadcast_to(halves[:, :, None, None], (*halves.shape[:2], 2, 6, 3)).reshape(-1, 4, 6, 3)
+
+
+@functools.cache
+def small_model(likely: str = "") -> Model:
+    """likely: a special token that the model is about as likely to write as the best other one, whatever came before."""
+    tokenizer = train_bpe(["a big red circle is left of the small blue star", '{"name": "what colour is it?", "size": 12}'] * 3, 320)
+    vocabulary = Vocabulary(tokenizer, HalvesCodec.levels)
+    layer = LayerConfig(AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8), FeedForwardConfig(48))
+    inputs = soft_inputs(TOKENS)
+    config = ModelConfig("small", vocabulary.size, 32, (layer,), num_groups=1, soft_inputs=inputs, norm="layer", max_positions=LIMIT)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda spec: rng.normal(0, 0.3, spec.shape).astype(np.float32), abstract(config))
+    params["groups"][0]["attention_post_norm"]["scale"] *= 10  # what was read before matters more than the last token
+    if likely:
+        direction = params["final_norm"]["bias"]
+        params["embed"][SPECIAL_IDS[likely]] = 2.5 * direction / np.linalg.norm(direction)
+    return Model(params, config, TOKENS, vocabulary, HalvesCodec(), Sampling(temperature=0.0))

@@ -1,0 +1,50 @@
+"""An engine that notes what it is asked, and may be told to leave requests unanswered or to have no room."""
+
+import threading
+
+from pollux.generate.requests import Cancelled, Job, Overloaded
+
+
+class Held:
+    def __init__(self, engine, prompt):
+        self.engine, self.prompt = engine, prompt
+
+    def release(self):
+        self.engine.held.remove(self)
+
+
+class WatchedEngine:
+    def __init__(self, engine):
+        self.engine = engine
+        self.requests, self.held = [], []
+        self.answers = None  # how many more requests are answered; None: all
+        self.full = 0  # how many more requests find the queue full
+        self.silent = []  # jobs that are not answered
+        self._lock = threading.Lock()
+
+    def submit(self, request, notify=None):
+        with self._lock:
+            if self.full:
+                self.full -= 1
+                raise Overloaded("the queue is full")
+            self.requests.append(request)
+            if self.answers is None:
+                return self.engine.submit(request, notify)
+            if self.answers:
+                self.answers -= 1
+                return self.engine.submit(request, notify)
+            self.silent.append(Job(request, notify))
+            return self.silent[-1]
+
+    def hold(self, prompt):
+        self.held.append(Held(self, prompt))
+        return self.held[-1]
+
+    def stats(self):
+        return self.engine.stats()
+
+    def end(self):
+        """As an engine that is closed: what it left unanswered ends."""
+        for job in self.silent:
+            job.end(Cancelled("the engine was closed"))
+            job.tell()
