@@ -15,7 +15,10 @@ from watched_engine import WatchedEngine
 
 from pollux.media import encode_image
 from pollux.serve.caches import release_ended
+from pollux.serve.prepare import prepare
 from pollux.serve.server import Served
+from pollux.serve.wire.content import Content, Part
+from pollux.serve.wire.generate import GenerateContentRequest
 from pollux.tokens.interleave import count
 
 SYSTEM, FIRST = "the star is blue", "a big red circle is left of the small blue star"
@@ -108,13 +111,14 @@ def test_cached_content_outlives_its_files_and_a_restart(tmp_path, served):
         assert len(served["small"].engine.held) == 1
 
 
-def test_cached_tools_are_those_of_the_request(client, served):
+def test_cached_tools_are_those_of_the_request(client, running, served):
     declared = types.FunctionDeclaration(
         name="star", description="find a star", parameters_json_schema={"type": "object", "properties": {}}
     )
     cache = create(client, tools=[types.Tool(function_declarations=[declared])], tool_config={"function_calling_config": {"mode": "ANY"}})
-    ask(client, cached_content=cache.name, automatic_function_calling={"disable": True})
-    [held], [request] = served["small"].engine.held, served["small"].engine.requests
+    asked = GenerateContentRequest(contents=(Content((Part(text="where?"),)),), cached_content=cache.name)
+    request = prepare(running.server, served["small"], asked).request
+    [held] = served["small"].engine.held
     assert request.constraint is not None and "find a star" in small_model().vocabulary.decode(request.prompt.ids)
     np.testing.assert_array_equal(request.prompt.ids[: len(held.prompt)], held.prompt.ids)
 
