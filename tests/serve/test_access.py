@@ -7,6 +7,8 @@ import re
 import httpx
 import openai
 import pytest
+import websockets.exceptions
+import websockets.sync.client
 from google import genai
 from google.genai import errors
 from small_model import small_model
@@ -135,6 +137,16 @@ def test_a_page_from_elsewhere_can_neither_write_nor_ask_to(page, origin):
     assert (
         httpx.options(f"{page.url}/v1beta/models", headers={"Origin": origin, "Access-Control-Request-Method": "POST"}).status_code == 403
     )
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "message"), [("page", {"origin": "https://evil.example"}, "may not use"), ("keyed", {}, "key")]
+)
+def test_websockets_are_refused_by_the_same_rules(server, options, message, request):
+    address = request.getfixturevalue(server).url.replace("http", "ws") + "/ws/any"
+    with pytest.raises(websockets.exceptions.InvalidStatus) as caught, websockets.sync.client.connect(address, **options):
+        pass
+    assert caught.value.response.status_code == 403 and message in caught.value.response.body.decode()
 
 
 def test_pages_of_the_server_and_of_allowed_origins_are_let_in(page):
