@@ -209,6 +209,11 @@ def test_a_server_that_is_away_is_said_in_plain_words_and_tried_again(page):
     page.wait("!document.querySelector('.turn .wrong')")
     page.ended(2)
     assert page.answer()
+    page.call("Network.setBlockedURLs", urls=["*/v1beta/*"])
+    page.reload()
+    page.wait("document.querySelector('#trouble').innerText.includes('The server cannot be reached')")
+    page.call("Network.setBlockedURLs", urls=[])
+    page.wait("document.querySelector('#model').options.length && document.querySelector('#trouble').hidden")  # by itself
     page.problems.clear()  # the browser logs what it could not load
 
 

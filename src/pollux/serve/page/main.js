@@ -69,9 +69,18 @@ async function answer() {
 
 // Ask the server and put into the turn what comes.
 async function write(turn, before, signal) {
-  const kept = await cache.current(before, turn.model, turn.sent.systemInstruction);
-  turn.cache = kept;
-  const body = await requestBody(before, turn.sent, kept);
+  try {
+    await writeOnce(turn, before, signal);
+  } catch (error) {
+    if (!turn.cache || turn.parts.length || ![403, 404].includes(error.code)) throw error;
+    cache.forget(); // the server has forgotten it: it is kept anew
+    await writeOnce(turn, before, signal);
+  }
+}
+
+async function writeOnce(turn, before, signal) {
+  turn.cache = await cache.current(before, turn.model, turn.sent.systemInstruction);
+  const body = await requestBody(before, turn.sent, turn.cache);
   const watch = new Stopwatch();
   try {
     for await (const chunk of streamGenerateContent(turn.model, body, signal)) {
@@ -80,10 +89,6 @@ async function write(turn, before, signal) {
       transcript.updateSoon(turn);
       conversation.saveSoon();
     }
-  } catch (error) {
-    if (!kept || turn.parts.length || ![403, 404].includes(error.code)) throw error;
-    cache.forget(); // the server was restarted, or had no room: keep it anew, once
-    return write(turn, before, signal);
   } finally {
     turn.figures = watch.figures();
   }
@@ -213,19 +218,18 @@ async function needKey(error) {
 
 const model = () => models.find(({ name }) => name === byId("model").value);
 
+let nextTry = 0;
+
 async function loadModels() {
-  const trouble = byId("trouble");
-  trouble.hidden = true;
+  clearTimeout(nextTry);
   try {
     models = await listModels();
     if (!models.length) throw new Error("The server has no model that answers.");
   } catch (error) {
     if (await needKey(error)) return loadModels();
-    const retryButton = element("button", { type: "button", class: "quiet", onclick: loadModels }, icon("retry"), "Try again");
-    trouble.replaceChildren(element("p", {}, plainWords(error)), retryButton);
-    trouble.hidden = false;
-    return;
+    return showTrouble(error);
   }
+  byId("trouble").hidden = true;
   // By the name that requests use: several names of one model have the same display name.
   const options = models.map(({ name, description }) =>
     element("option", { value: name, title: description }, name.replace("models/", "")),
@@ -235,6 +239,18 @@ async function loadModels() {
   if (models.some(({ name }) => name === remembered)) byId("model").value = remembered;
   byId("change-key").hidden = !hasKey();
   chooseModel();
+}
+
+function showTrouble(error) {
+  const text = plainWords(error);
+  const trouble = byId("trouble");
+  if (trouble.hidden || trouble.firstChild?.textContent !== text) {
+    const retryButton = element("button", { type: "button", class: "quiet", onclick: loadModels }, icon("retry"), "Try again");
+    trouble.replaceChildren(element("p", {}, text), retryButton);
+    trouble.hidden = false;
+  }
+  // A server that is away or still loads its model comes by itself.
+  if ([0, 503].includes(error.code)) nextTry = setTimeout(loadModels, 3000);
 }
 
 function chooseModel() {

@@ -66,11 +66,16 @@ export class SoundRecorder {
     for (const track of this.stream.getTracks()) track.stop();
     this.show(false);
     byId("microphone").focus();
-    if (keep) {
-      const wav = await toWav(this.context, new Blob(this.chunks, { type: this.recorder.mimeType }));
-      this.attach(medium(wav, `recording-${++taken}.wav`));
-    }
+    if (keep) await this.keep(new Blob(this.chunks, { type: this.recorder.mimeType }));
     await this.context.close();
+  }
+
+  async keep(recorded) {
+    try {
+      this.attach(medium(await toWav(this.context, recorded), `recording-${++taken}.wav`));
+    } catch (error) {
+      note(`The recording is too short, or cannot be read: ${error.message}`);
+    }
   }
 
   show(recording) {
