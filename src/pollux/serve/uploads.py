@@ -152,7 +152,7 @@ class Uploads:
                 if (size or 1) > store.room():
                     raise disk_full()
                 expires = store.clock() + settings.file_lifetime
-                record = store.records.add("upload", new_id(48), data, owner, expires, size=size or 0)
+                record = store.records.add("upload", new_id(48), data, owner, expires)
             store.sync(record.name)
             return record
 
@@ -283,7 +283,8 @@ class _Writer:
         async with self._lock:
             self._check_turn()
             await self._server.run(self._store.sync, self._name)
-            updated = await self._server.run(self._store.records.update, self._record, {"received": self._end})
+            received = {"received": self._end}
+            updated = await self._server.run(self._store.records.update, self._record, received, size=self._end)
         if updated is None:
             raise _gone()
         return updated
