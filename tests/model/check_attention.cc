@@ -69,10 +69,11 @@ void check_codes(const Attention& a, const Floats& q, const Floats& mask) {
     for (size_t j = 0; j < v.size(); j++) expect("a value of codes", a, v[j], w[j], 1e-6);
   }
   if (a.T * a.G() > kFew) return;
-  for (int64_t i = 0; i < a.B * a.K; i++) {
-    Floats memory(direct_memory(a));
-    forward_directly(a, in, i / a.K, i % a.K, memory.data(), out.data(), log_sum.data());
-  }
+  for (int64_t heads : {int64_t{1}, a.K})
+    for (int64_t i = 0; i < a.B * a.K; i += heads) {
+      Floats memory(direct_memory(a, heads));
+      forward_directly(a, in, i / a.K, i % a.K, heads, memory.data(), out.data(), log_sum.data());
+    }
   for (size_t i = 0; i < out.size(); i++) expect("an output of codes", a, out[i], wanted[i], 1e-5);
 }
 
@@ -91,10 +92,11 @@ void check_outputs(const Attention& a, const Keys<float>& in, const std::vector<
   for (size_t i = 0; i < out.size(); i++) expect("an output", a, out[i], wanted[i], 1e-5);
   if (a.T * a.G() > kFew) return;
   std::fill(out.begin(), out.end(), NAN);
-  for (int64_t i = 0; i < a.B * a.K; i++) {
-    Floats memory(direct_memory(a));
-    forward_directly(a, in, i / a.K, i % a.K, memory.data(), out.data(), log_sum.data());
-  }
+  for (int64_t heads : {int64_t{1}, a.K})
+    for (int64_t i = 0; i < a.B * a.K; i += heads) {
+      Floats memory(direct_memory(a, heads));
+      forward_directly(a, in, i / a.K, i % a.K, heads, memory.data(), out.data(), log_sum.data());
+    }
   for (size_t i = 0; i < out.size(); i++) expect("an output of few", a, out[i], wanted[i], 1e-5);
 }
 

@@ -49,11 +49,15 @@ const char* const kShapes = "pollux_attention: q [B, T, N, H], k and v [N, P, K,
 template <typename T>
 ffi::Error attend(ffi::ThreadPool& pool, const Attention& a, const pollux::Keys<T>& in, float* y, float* sums) {
   if (a.T * a.G() <= pollux::kFew) {
-    auto head = [=](int64_t i) { pollux::forward_directly(a, in, i / a.K, i % a.K, memory(pollux::direct_memory(a)), y, sums); };
+    const int64_t heads = a.B < 2 * pool.num_threads() ? 1 : a.K, tasks = a.B * a.K / heads;  // many rows are work enough to share out
+    auto task = [=](int64_t i) {
+      const int64_t first = i * heads;
+      pollux::forward_directly(a, in, first / a.K, first % a.K, heads, memory(pollux::direct_memory(a, heads)), y, sums);
+    };
     if (a.T * a.N * a.S * a.H < kSmall) {  // other threads would come too late
-      for (int64_t i = 0; i < a.B * a.K; i++) head(i);
+      for (int64_t i = 0; i < tasks; i++) task(i);
     } else {
-      pollux::parallel_for(pool, a.B * a.K, head);
+      pollux::parallel_for(pool, tasks, task);
     }
     return ffi::Error::Success();
   }

@@ -6,9 +6,9 @@
 
 namespace pollux {
 
-// T x G <= kFew queries of one kv-head, four at a time.
+// T x G <= kFew queries of some kv-heads, four of each at a time.
 constexpr int64_t kFew = 8;
-inline int64_t direct_memory(const Attention& a) { return 4 * (padded(a.S) + kLanes + 2 * padded(a.H)); }
+inline int64_t direct_memory(const Attention& a, int64_t heads) { return 4 * heads * (padded(a.S) + kLanes + 2 * padded(a.H)); }
 
 // p[r][first..first + kLanes - 1] = q[r] . k[s], of which `count` keys exist.
 template <int R, typename T>
@@ -45,68 +45,100 @@ inline void weigh_directly(const float* p, int64_t p_stride, const T* v, int64_t
     }
 }
 
+// The first of n numbers that is above the mask, and one after the last; n and 0 if there is none.
+inline void visible(const float* mask, int64_t n, int64_t& first, int64_t& end) {
+  first = 0, end = n;
+  while (first + kLanes <= n && maximum(load(mask + first)) <= kMasked / 2) first += kLanes;
+  while (first < n && mask[first] <= kMasked / 2) first++;
+  while (end - kLanes >= first && maximum(load(mask + end - kLanes)) <= kMasked / 2) end -= kLanes;
+  while (end > first && mask[end - 1] <= kMasked / 2) end--;
+  if (first == n) end = 0;
+}
+
+// Turn n scores into probabilities; returns the log of the sum of their exponentials. There is room for kLanes more.
+inline float softmax(float* row, const float* mask, int64_t n) {
+  Vec most = all(kMasked / 2);
+  int64_t s = 0;
+  for (; s + kLanes <= n; s += kLanes) {
+    const Vec x = load(row + s) + load(mask + s);
+    store(row + s, x);
+    most = x > most ? x : most;
+  }
+  float top = maximum(most);
+  for (; s < n; s++) top = std::max(top, row[s] += mask[s]);
+  std::fill(row + n, row + padded(n), kMasked);
+  Vec sums = {};
+  for (s = 0; s < n; s += kLanes) {
+    const Vec chance = exp_negative(load(row + s) - top);
+    store(row + s, chance);
+    sums += chance;
+  }
+  const float total = std::max(sum(sums), 1e-30f);
+  for (s = 0; s < n; s += kLanes) store(row + s, load(row + s) * (1.0f / total));
+  return top + std::log(total);
+}
+
+// R queries of each of some kv-heads of row b. Keys go in runs that stay in the cache of the processor while the heads read them.
 template <int R, typename T>
-void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t kv_head, int64_t first_row, float* memory, float* out, float* log_sum) {
+void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t first_head, int64_t heads, int64_t first_row, float* memory, float* out, float* log_sum) {
   const int64_t stride = a.K * a.H, width = padded(a.H), keys = padded(a.S) + kLanes;
-  float *p = memory, *q = p + R * keys, *y = q + R * width;
+  float *p = memory, *q = p + heads * R * keys, *y = q + heads * R * width;
   const float* masks[R];
-  int64_t at[R], low = a.S, high = 0;  // the keys from the first to the last that any row sees
+  int64_t low = a.S, high = 0;  // the keys from the first to the last that any row sees
   for (int r = 0; r < R; r++) {
-    const int64_t t = (first_row + r) / a.G(), head = kv_head * a.G() + (first_row + r) % a.G();
-    at[r] = ((b * a.T + t) * a.N + head) * a.H;
-    masks[r] = a.mask + (b * a.T + t) * a.S;
-    for (int64_t h = 0; h < a.H; h++) q[r * width + h] = a.q[at[r] + h] * a.scale;
-    int64_t first = 0, last = a.S;
-    while (first < last && masks[r][first] <= kMasked / 2) first++;
-    while (last > first && masks[r][last - 1] <= kMasked / 2) last--;
-    if (first < last) low = std::min(low, first), high = std::max(high, last);
+    int64_t first, end;
+    masks[r] = a.mask + (b * a.T + (first_row + r) / a.G()) * a.S;
+    visible(masks[r], a.S, first, end);
+    low = std::min(low, first), high = std::max(high, end);
   }
-  const int64_t count = std::max<int64_t>(high - low, 0);
-  // f(first, number, where the first lies) of the keys of each page.
-  auto pages = [&](auto f) {
-    for (int64_t s = low, n; s < high; s += n) f(s - low, n = std::min(high - s, a.P - s % a.P), a.at(b, s) * a.K + kv_head);
+  // Where the query, and the output, of row r of a head are.
+  auto at = [&](int64_t head, int64_t r) {
+    const int64_t t = (first_row + r) / a.G();
+    return ((b * a.T + t) * a.N + (first_head + head) * a.G() + (first_row + r) % a.G()) * a.H;
   };
-  pages([&](int64_t first, int64_t n, int64_t vector) {
-    for (int64_t s = 0; s < n; s += kLanes)
-      scores_directly<R>(q, width, in.k + vector * a.H + s * stride, stride, a.H, std::min<int64_t>(kLanes, n - s), p + first + s, keys);
-    for (int r = 0; in.k_scale && r < R; r++)
-      for (int64_t s = 0; s < n; s++) p[r * keys + first + s] *= in.k_scale[vector + s * a.K];
-  });
-  for (int r = 0; r < R; r++) {
-    float *row = p + r * keys, top = kMasked / 2;
-    for (int64_t s = 0; s < count; s++) {
-      row[s] += masks[r][low + s];
-      top = std::max(top, row[s]);
+  for (int64_t head = 0; head < heads; head++)
+    for (int r = 0; r < R; r++)
+      for (int64_t h = 0; h < a.H; h++) q[(head * R + r) * width + h] = a.q[at(head, r) + h] * a.scale;
+  // f(first, number, the vector of the first head) of each run.
+  auto runs = [&](auto f) {
+    for (int64_t s = low, n; s < high; s += n) f(s - low, n = std::min({high - s, a.P - s % a.P, kBlock}), a.at(b, s) * a.K + first_head);
+  };
+  runs([&](int64_t first, int64_t n, int64_t vector) {
+    for (int64_t head = 0; head < heads; head++) {
+      float* row = p + head * R * keys + first;
+      for (int64_t s = 0; s < n; s += kLanes)
+        scores_directly<R>(q + head * R * width, width, in.k + (vector + head) * a.H + s * stride, stride, a.H, std::min<int64_t>(kLanes, n - s), row + s, keys);
+      for (int r = 0; in.k_scale && r < R; r++)
+        for (int64_t s = 0; s < n; s++) row[r * keys + s] *= in.k_scale[vector + head + s * a.K];
     }
-    std::fill(row + count, row + padded(count), kMasked);
-    Vec sums = {};
-    for (int64_t s = 0; s < count; s += kLanes) {
-      const Vec chance = exp_negative(load(row + s) - top);
-      store(row + s, chance);
-      sums += chance;
-    }
-    const float total = std::max(sum(sums), 1e-30f);
-    for (int64_t s = 0; s < count; s++) row[s] /= total;
-    const int64_t head = at[r] / a.H % a.N, t = at[r] / a.H / a.N % a.T;
-    log_sum[(b * a.N + head) * a.T + t] = top + std::log(total);
-  }
-  std::memset(y, 0, R * width * sizeof(float));
-  pages([&](int64_t first, int64_t n, int64_t vector) {
-    for (int r = 0; in.v_scale && r < R; r++)
-      for (int64_t s = 0; s < n; s++) p[r * keys + first + s] *= in.v_scale[vector + s * a.K];
-    weigh_directly<R>(p + first, keys, in.v + vector * a.H, stride, a.H, n, y, width);
   });
-  for (int r = 0; r < R; r++) std::memcpy(out + at[r], y + r * width, a.H * sizeof(float));
+  const int64_t count = std::max<int64_t>(high - low, 0);
+  for (int64_t head = 0; head < heads; head++)
+    for (int r = 0; r < R; r++) {
+      const int64_t n = at(head, r) / a.H;  // [B, T, N] -> [B, N, T]
+      log_sum[(b * a.N + n % a.N) * a.T + n / a.N % a.T] = softmax(p + (head * R + r) * keys, masks[r] + low, count);
+    }
+  std::memset(y, 0, heads * R * width * sizeof(float));
+  runs([&](int64_t first, int64_t n, int64_t vector) {
+    for (int64_t head = 0; head < heads; head++) {
+      float* row = p + head * R * keys + first;
+      for (int r = 0; in.v_scale && r < R; r++)
+        for (int64_t s = 0; s < n; s++) row[r * keys + s] *= in.v_scale[vector + head + s * a.K];
+      weigh_directly<R>(row, keys, in.v + (vector + head) * a.H, stride, a.H, n, y + head * R * width, width);
+    }
+  });
+  for (int64_t head = 0; head < heads; head++)
+    for (int r = 0; r < R; r++) std::memcpy(out + at(head, r), y + (head * R + r) * width, a.H * sizeof(float));
 }
 
 template <typename T>
-inline void forward_directly(const Attention& a, const Keys<T>& in, int64_t b, int64_t kv_head, float* memory, float* out, float* log_sum) {
+inline void forward_directly(const Attention& a, const Keys<T>& in, int64_t b, int64_t head, int64_t heads, float* memory, float* out, float* log_sum) {
   const int64_t rows = a.T * a.G();
   int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) forward_rows<4>(a, in, b, kv_head, row, memory, out, log_sum);
-  for (; row + 3 <= rows; row += 3) forward_rows<3>(a, in, b, kv_head, row, memory, out, log_sum);
-  for (; row + 2 <= rows; row += 2) forward_rows<2>(a, in, b, kv_head, row, memory, out, log_sum);
-  for (; row < rows; row++) forward_rows<1>(a, in, b, kv_head, row, memory, out, log_sum);
+  for (; row + 4 <= rows; row += 4) forward_rows<4>(a, in, b, head, heads, row, memory, out, log_sum);
+  for (; row + 3 <= rows; row += 3) forward_rows<3>(a, in, b, head, heads, row, memory, out, log_sum);
+  for (; row + 2 <= rows; row += 2) forward_rows<2>(a, in, b, head, heads, row, memory, out, log_sum);
+  for (; row < rows; row++) forward_rows<1>(a, in, b, head, heads, row, memory, out, log_sum);
 }
 
 }  // namespace pollux
