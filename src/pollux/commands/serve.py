@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pollux.commands.settings import data_folder
 from pollux.compilation import use_compilation_cache
+from pollux.generate.capacity import SPARE, cache_tokens
 from pollux.generate.engine import Engine
 from pollux.generate.model import load
 from pollux.generate.settings import EngineSettings
@@ -70,7 +71,7 @@ class Options:
     max_rows: int = EngineSettings.max_rows
     """Most answers that are written at the same time."""
     cache_tokens: int | None = EngineSettings.cache_tokens
-    """Tokens of all conversations together that the cache has room for; otherwise it grows as needed."""
+    """Tokens of all conversations together that the cache has room for, by default what fits into a share of the free memory."""
     cold: Flag = False
     """Take requests before the programs that they need are compiled; the first ones wait for that."""
     timeout: float = Settings.timeout
@@ -211,8 +212,9 @@ class _Start:
             )
             gate.state = "warming"
             progress.update(task, description="compiling", completed=0)
-            longest = model.config.max_positions  # of a conversation, as requests are held to
-            self.engine = model.engine(EngineSettings(max_rows=options.max_rows, cache_tokens=options.cache_tokens, longest=longest))
+            tokens = options.cache_tokens or cache_tokens(model, options.max_rows)
+            longest = min(model.config.max_positions, tokens - SPARE)
+            self.engine = model.engine(EngineSettings(max_rows=options.max_rows, cache_tokens=tokens, longest=longest))
             if not options.cold:
                 self.engine.warm(lambda done, number: progress.update(task, completed=done / number))
             self.engine.start()
