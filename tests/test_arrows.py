@@ -108,7 +108,7 @@ def test_what_the_package_imports_is_declared():
     extras = (lines for name, lines in project["optional-dependencies"].items() if name != "dev")
     declared = {re.match(r"[\w-]+", line)[0].lower() for line in itertools.chain(project["dependencies"], *extras)}
     distributions = importlib.metadata.packages_distributions()
-    undeclared = {name for name in outside_imports() if not declared & {d.lower() for d in distributions.get(name, [name])}}
+    undeclared = {n for n in outside_imports() if not declared & {d.lower().replace("_", "-") for d in distributions.get(n, [n])}}
     assert not undeclared
 
 

@@ -24,6 +24,7 @@ VERBS = {
     "tokens": "count the tokens of files per modality",
     "generate": "answer one prompt of text, images, sound and video",
     "chat": "hold a conversation in the terminal",
+    "serve": "answer over HTTP: the Gemini API, OpenAI's routes and a page",
     "keys": "make, list and remove the API keys of a server",
     "quantize": "write a model folder with weights of 4 or 8 bits",
     "export": "write a model folder that another program opens",

@@ -264,6 +264,37 @@ def test_a_schema_without_end_is_refused_and_not_followed_for_ever(words):
         constrain.json_schema(deep, *words)
 
 
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (
+            {"$defs": {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(999)} | {"d999": {}}, "$ref": "#/$defs/d0"},
+            "too deeply",
+        ),
+        ({"properties": {f"p{i}": {} for i in range(101)}, "minProperties": 2}, "go with up to 100 properties, not 101"),
+        ({"prefixItems": [{"type": "null"}] * 21_000}, "more than 20,000 rules"),
+        ({"type": "string", "pattern": "a" * 5001}, "up to 5,000 characters"),
+    ],
+)
+def test_schemas_beyond_reason_are_refused(words, schema, message):
+    with pytest.raises(ValueError, match=message):
+        constrain.json_schema(schema, *words)
+
+
+@settings(quickly, max_examples=10)
+@given(st.lists(st.booleans(), min_size=37, max_size=37), st.booleans())
+def test_any_of_many_optional_properties_may_be_left_out(words, chosen, closed):
+    names = [f"p{i}" for i in range(37)]
+    schema = {"properties": {name: {"const": 1} for name in names}, "required": ["p5", "p20"], "additionalProperties": not closed}
+    document = {name: 1 for name, given_one in zip(names, chosen, strict=True) if given_one or name in ("p5", "p20")}
+    document |= {} if closed else {"q": None}
+    ids = words[0].encode_text(json.dumps(document, separators=(",", ":")))
+    constraint = constrain.json_schema(schema, *words)
+    assert first_refused(constraint, ids) == len(ids) and may_end(constraint, words[0])
+    missing = words[0].encode_text(json.dumps(dict.fromkeys(names[:20], 1) | {"p21": 1}, separators=(",", ":")))
+    assert first_refused(constrain.json_schema(schema, *words), missing) < len(missing)
+
+
 def test_what_could_never_be_closed_is_never_opened(words):
     endless = {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}
     schema = {"$defs": {"n": endless}, "type": "object", "properties": {"a": {"const": 1}, "n": {"$ref": "#/$defs/n"}}}

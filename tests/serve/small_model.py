@@ -1,12 +1,16 @@
-"""A small model with random weights that reads everything and draws."""
+"""A small model with random weights that reads everything and draws, and an engine that runs it."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from pollux.generate.engine import Engine
 from pollux.generate.model import Model
 from pollux.generate.sampler import Sampling
+from pollux.generate.settings import EngineSettings
 from pollux.model.config import AttentionConfig, FeedForwardConfig, LayerConfig, ModelConfig
 from pollux.model.family import soft_inputs
 from pollux.model.params import abstract
@@ -49,3 +53,13 @@ def small_model(likely: str = "") -> Model:
         direction = params["final_norm"]["bias"]
         params["embed"][SPECIAL_IDS[likely]] = 2.5 * direction / np.linalg.norm(direction)
     return Model(params, config, TOKENS, vocabulary, HalvesCodec(), Sampling(temperature=0.0))
+
+
+@contextlib.contextmanager
+def running(model: Model) -> Iterator[Engine]:
+    engine = Engine(model.params, model.config, model.vocabulary, model.codec, settings=EngineSettings(max_rows=4, chunk=64))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close(drain=0)

@@ -149,15 +149,16 @@ def test_a_chunk_that_broke_off_counts_as_far_as_it_came(http, running, monkeypa
     assert open_media(running.server, file["uri"])[0].read_bytes() == data
 
 
-def test_a_later_request_takes_an_upload_over_from_one_that_hangs(http, running):
+def test_a_later_request_takes_an_upload_over_from_one_that_hangs(http, running, monkeypatch):
+    monkeypatch.setattr("pollux.serve.uploads._PIECE", 1)
     data = png(3, 100)
     url = start(http, len(data)).headers["x-goog-upload-url"]
-    hangs, go_on = threading.Event(), threading.Event()
+    part = running.store.part(url.split("upload_id=")[1].split("&")[0])
+    go_on = threading.Event()
     answers = []
 
     def hanging():
         yield data[:300]
-        hangs.set()
         go_on.wait()
         yield data[300:600]
 
@@ -167,10 +168,12 @@ def test_a_later_request_takes_an_upload_over_from_one_that_hangs(http, running)
 
     thread = threading.Thread(target=hang)
     thread.start()
-    hangs.wait()
-    file = send(http, url, data, 0, "upload, finalize").json()["file"]
-    go_on.set()
-    thread.join()
+    try:
+        until(lambda: part.stat().st_size == 300)
+        file = send(http, url, data, 0, "upload, finalize").json()["file"]
+    finally:
+        go_on.set()
+        thread.join()
     assert error_of(answers[0])[1] in ("ABORTED", "NOT_FOUND")
     assert open_media(running.server, file["uri"])[0].read_bytes() == data
 

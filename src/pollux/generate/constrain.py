@@ -24,6 +24,7 @@ from pollux.generate.value_forms import Gemma, Json, expression, literal
 from pollux.tokens.calls import QUOTE, declared
 from pollux.tokens.vocabulary import Vocabulary
 
+_LIMITS = LLParserLimits(max_items_in_row=20_000, verbose_errors=False)  # objects of thousands of optional properties
 MODES = ("AUTO", "ANY", "VALIDATED", "NONE")
 
 
@@ -155,7 +156,7 @@ def _call(rules: Rules, tool: Mapping[str, Any], vocabulary: Vocabulary) -> list
 
 def _constraint(lark: str, vocabulary: Vocabulary, vocab_size: int) -> GrammarConstraint:
     tokenizer = _tokenizer(vocabulary, vocab_size)
-    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=LLParserLimits(verbose_errors=False))
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise ValueError(f"this constraint cannot be followed: {reason(matcher.get_error())}")
     return GrammarConstraint(matcher, vocab_size)

@@ -8,16 +8,15 @@ What is written is a part of what the schema admits: objects have the declared p
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from llguidance import LLMatcher
 
+from pollux.generate.members import members
 from pollux.generate.number_patterns import number
 from pollux.generate.rules import Rules, Symbol, repeated
 from pollux.generate.value_forms import Form, expression, literal
@@ -138,7 +137,7 @@ class Values:
                 chosen = [value for value in chosen if value in schema["enum"]]
             if not chosen:
                 raise ValueError(f"{path}: none of the values of enum is of the type {' or '.join(types)}")
-            return self.rules.rule([self._constant(value, path) for value in chosen], path)
+            return self._choice(chosen, path)
         alternatives = [one for name in types if (one := self._of_type(name, schema, path, depth)) is not None]
         if not alternatives:
             raise ValueError(f"{path}: no value lies between the bounds that are given")
@@ -185,7 +184,10 @@ class Values:
         facets |= {"minLength": least} if least else {}
         facets |= {"maxLength": most} if most is not None else {}
         if "pattern" in facets:
-            problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: T\nT: /{expression(facets['pattern'])}/"))
+            try:
+                problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: T\nT: /{expression(facets['pattern'])}/"))
+            except ValueError as error:
+                problem = str(error)
             if problem:
                 raise ValueError(f"{path}.pattern {facets['pattern']!r:.80} cannot be followed: {reason(problem)}")
         return [*self.form.string(facets, self.rules.terminal)]
@@ -228,74 +230,45 @@ class Values:
         least, most = _count(schema, "minProperties", path) or 0, _count(schema, "maxProperties", path)
         if most is not None and max(least, len(set(required))) > most:
             return None
-        members = []
+        declared = []
         for name in self.form.ordered(properties):
             try:
                 key = self.form.key(name)
             except ValueError as error:
                 raise ValueError(f"{path}.properties: {error}") from error
             value = self._value(properties[name], f"{path}.properties.{name}", depth + 1)
-            members.append((self.rules.rule([[*key, value]]), name in required))
+            declared.append((self.rules.rule([[*key, value]]), name in required))
         other = None
         if others is not False:
             value = self._value(others, f"{path}.additionalProperties", depth + 1)
             other = self.rules.rule([[*self.form.other_key(properties, self.rules.terminal), value]])
-        return [self.form.open_object, _Members(self, members, other, least, most).after(0, 0), self.form.close_object]
-
-    def _constant(self, value: Any, path: str) -> list[Symbol]:
         try:
-            if isinstance(value, str):
-                return [*self.form.constant(value)]
-            if isinstance(value, Mapping):
-                pairs = [[*self.form.key(name), *self._constant(value[name], path)] for name in self.form.ordered(value)]
-                return [self.form.open_object, *_joined(pairs, self.form.comma), self.form.close_object]
-            if isinstance(value, list):
-                parts = [self._constant(one, path) for one in value]
-                return [self.form.open_array, *_joined(parts, self.form.comma), self.form.close_array]
+            rule = members(self.rules, declared, other, self.form.comma, least, most)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return [self.form.open_object, rule, self.form.close_object]
+
+    def _choice(self, values: list[Any], path: str) -> str:
+        try:
+            strings = [value for value in values if isinstance(value, str)]
+            alternatives = [self._constant(value) for value in values if not isinstance(value, str)]
+            if strings:
+                alternatives.append([*self.form.choice(strings, self.rules.terminal)])
         except ValueError as error:
             raise ValueError(f"{path}.enum: {error}") from error
+        return self.rules.rule(alternatives, path)
+
+    def _constant(self, value: Any) -> list[Symbol]:
+        if isinstance(value, str):
+            return [*self.form.choice([value], self.rules.terminal)]
+        if isinstance(value, Mapping):
+            pairs = [[*self.form.key(name), *self._constant(value[name])] for name in self.form.ordered(value)]
+            return [self.form.open_object, *_joined(pairs, self.form.comma), self.form.close_object]
+        if isinstance(value, list):
+            return [self.form.open_array, *_joined([self._constant(one) for one in value], self.form.comma), self.form.close_array]
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{path}.enum: {value} is not a number of JSON")
+            raise ValueError(f"{value} is not a number of JSON")
         return [literal(json.dumps(value))]
-
-
-@dataclass
-class _Members:
-    """The members of an object: `after(i, n)` is the rule of what follows when properties before i are done and n members are written."""
-
-    values: Values
-    members: list[tuple[str, bool]]  # rule, required
-    other: str | None
-    least: int
-    most: int | None
-    made: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)
-
-    def after(self, i: int, n: int) -> str:
-        """Made from the end, so that long lists need no deep recursion. Counts beyond what matters are one."""
-        matters = max(self.least, 1 if self.most is None else self.most, 1)
-        for k in reversed(range(i, len(self.members) + 1)):
-            for written in range(min(k, matters) + 1):
-                self.made[k, written] = self.values.rules.rule(self._alternatives(k, written, matters))
-        return self.made[i, n]
-
-    def _alternatives(self, i: int, n: int, matters: int) -> list[list[Symbol]]:
-        comma: list[Symbol] = [self.values.form.comma] if n else []
-        if i == len(self.members):
-            return self._others(n)
-        rule, required = self.members[i]
-        skipped: list[list[Symbol]] = [] if required else [[self.made[i + 1, n]]]
-        if self.most is not None and n >= self.most:
-            return skipped
-        return [[*comma, rule, self.made[i + 1, min(n + 1, matters)]], *skipped]
-
-    def _others(self, n: int) -> list[list[Symbol]]:
-        low, high = max(self.least - n, 0), None if self.most is None else self.most - n
-        if self.other is None or high == 0:
-            return [] if low else [[]]
-        more = self.values.rules.rule([[self.values.form.comma, self.other]])
-        if n:
-            return [repeated(more, low, high)]
-        return [*([] if low else [[]]), [self.other, *repeated(more, max(low - 1, 0), None if high is None else high - 1)]]
 
 
 def _joined(parts: list[list[Symbol]], comma: str) -> list[Symbol]:

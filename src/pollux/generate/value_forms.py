@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from llguidance import regex_to_lark
@@ -22,6 +22,7 @@ FORMATS = {  # of strings; others are remarks, as JSON Schema has it
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
 }
 FORMATS["date-time"] = rf"({FORMATS['date']})T({FORMATS['time']})"
+MAX_PATTERN = 5000  # characters
 WHITESPACE = r"( |\n[ \t]{0,32})?"  # between values: nothing, a space, or a new line and its indentation, so that it ends
 
 _HEX = "[0-9a-fA-F]"
@@ -54,8 +55,8 @@ class Form(Protocol):
     def string(self, facets: dict[str, Any], terminal: Terminal) -> list[str]:
         """Strings with minLength, maxLength, pattern and format."""
 
-    def constant(self, text: str) -> list[str]:
-        """One string."""
+    def choice(self, texts: Sequence[str], terminal: Terminal) -> list[str]:
+        """One of some strings."""
 
     def ordered(self, names: Iterable[str]) -> list[str]:
         """The keys of an object in the order in which they are written."""
@@ -71,10 +72,10 @@ class Json:
         self.comma, self._colon = f"/,{space}/", "/: ?/" if spaced else '":"'
 
     def key(self, name: str) -> list[str]:
-        return [*self.constant(name), self._colon]
+        return [literal(_quoted(name)), self._colon]
 
     def other_key(self, names: Iterable[str], terminal: Terminal) -> list[str]:
-        taken = " | ".join(self.constant(name)[0] for name in names)
+        taken = " | ".join(literal(_quoted(name)) for name in names)
         return [terminal(f'/"{_PLAIN_CHARACTER}*"/' + (f" & ~({taken})" if taken else "")), self._colon]
 
     def string(self, facets: dict[str, Any], terminal: Terminal) -> list[str]:
@@ -87,8 +88,8 @@ class Json:
         made = FORMATS.get(facets.get("format", ""))
         return [terminal(f'/"({made})"/ & {length}' if made else length)]
 
-    def constant(self, text: str) -> list[str]:
-        return [literal(json.dumps(text, ensure_ascii=False))]
+    def choice(self, texts: Sequence[str], terminal: Terminal) -> list[str]:
+        return [terminal(" | ".join(literal(_quoted(text)) for text in texts))]
 
     def ordered(self, names: Iterable[str]) -> list[str]:
         return list(names)
@@ -106,7 +107,9 @@ class Gemma:
         self._mark = f"<[{quote}]>"
 
     def key(self, name: str) -> list[str]:
-        return [literal(name + ":")] if re.fullmatch(_BARE_KEY, name) else [*self.constant(name), '":"']
+        if re.fullmatch(_BARE_KEY, name):
+            return [literal(name + ":")]
+        return [self._mark, *([literal(name)] if name else []), self._mark, '":"']
 
     def other_key(self, names: Iterable[str], terminal: Terminal) -> list[str]:
         taken = " | ".join(literal(name + ":") for name in names)
@@ -125,11 +128,17 @@ class Gemma:
         empty = least == 0 and not made and ("pattern" not in facets or re.search(facets["pattern"], "") is not None)
         return [self._mark, *([f"{text}?" if empty else text] if text else []), self._mark]
 
-    def constant(self, text: str) -> list[str]:
-        return [self._mark, *([literal(text)] if text else []), self._mark]
+    def choice(self, texts: Sequence[str], terminal: Terminal) -> list[str]:
+        whole = [literal(text) for text in texts if text]
+        one = terminal(" | ".join(whole)) if whole else ""
+        return [self._mark, *([f"{one}?" if "" in texts else one] if one else []), self._mark]
 
     def ordered(self, names: Iterable[str]) -> list[str]:
         return sorted(names, key=str.lower)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def literal(text: str) -> str:
@@ -142,7 +151,9 @@ def literal(text: str) -> str:
 
 
 def expression(pattern: str) -> str:
-    """A regular expression between the slashes of a terminal, with the character classes of JSON Schema."""
+    """A regular expression between the slashes of a terminal, with the character classes of JSON Schema. Raises ValueError for a book."""
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError(f"a pattern has up to {MAX_PATTERN:,} characters, not {len(pattern):,}")
     return "(?:" + regex_to_lark(pattern, "dw").replace("\n", r"\n") + ")"
 
 

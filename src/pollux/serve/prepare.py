@@ -117,6 +117,7 @@ def write_prompt(
     if model.vocabulary is None:
         raise ApiError(400, "FAILED_PRECONDITION", f"models/{served.name} has no tokenizer, so it reads no contents")
     tokens_config = _resolved(model.tokens_config, config.media_resolution)
+    turns = served.media.turns(turns, tokens_config, model.limits)
     return encode_prompt(turns, model.vocabulary, tokens_config, model.codec, model.limits, variables)
 
 

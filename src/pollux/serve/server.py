@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from pollux.generate.model import Model
 from pollux.generate.requests import Job, Request
+from pollux.serve.decoded import DecodedMedia
 from pollux.serve.errors import not_found
 from pollux.serve.fetch import FetchLimits
 from pollux.serve.safety import Scorer
@@ -58,6 +59,7 @@ class Served:
     display_name: str = ""
     description: str = ""
     version: str = "001"
+    media: DecodedMedia = field(default_factory=DecodedMedia)
 
     @property
     def input_limit(self) -> int:

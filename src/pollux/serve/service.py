@@ -31,6 +31,7 @@ class Service:
 
     def open(self, name: str, model: Model, engine: AnyEngine, aliases: Iterable[str] = ()) -> None:
         """Let requests in. Raises ValueError if the model cannot be served under these names."""
+        self.metrics.watch({name: engine})
         served = Served(name, model, MeasuredEngine(engine, name, self.metrics, self.limits))
         self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings)
         app = create_app(self.server)

@@ -1,0 +1,270 @@
+"""`pollux serve`: a model folder behind the Gemini API, OpenAI's routes and a page.
+
+The address is taken first and answers 503 while the model loads on another thread; from the first signal on it answers 503 again until
+what runs is done.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import re
+import socket
+import ssl
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pollux.commands.settings import data_folder
+from pollux.compilation import use_compilation_cache
+from pollux.generate.capacity import SPARE, cache_tokens
+from pollux.generate.engine import Engine
+from pollux.generate.model import load
+from pollux.generate.settings import EngineSettings
+from pollux.model.cache import CacheDtype
+from pollux.serve import logs, tls
+from pollux.serve.access import Rules
+from pollux.serve.fetch import FetchLimits
+from pollux.serve.keys import Keys
+from pollux.serve.listener import Listener
+from pollux.serve.server import Settings
+from pollux.serve.service import Service
+from pollux.serve.store import Store
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Names = tyro.conf.UseAppendAction[tuple[str, ...]]
+FRIENDLY = "pollux"  # a name that every server answers to
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]+")  # for the name of a model, which stands in paths
+
+
+@dataclass(frozen=True)
+class Options:
+    """Serve a model over the Gemini API, OpenAI's routes and a page in the browser.
+
+    Example: pollux serve runs/quickstart/model --alias gemini-2.5-flash
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Model folder."""
+    name: str | None = None
+    """What clients call the model, by default the name of its folder or run; the name pollux always works too."""
+    alias: Names = ()
+    """Another name that programs ask for, such as gemini-2.5-flash, or a pattern such as gemini-*; may be given several times."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every address of this machine."""
+    port: int = 8000
+    """Port to listen on; 0 takes one that is free."""
+    data: Path | None = None
+    """Folder for files, caches, batches, keys and certificates, by default $POLLUX_DATA or ~/.local/share/pollux."""
+    objects: str = ""
+    """URL of an object store for uploaded files, such as s3://bucket/folder with s3fs installed, instead of the folder."""
+    draft: str | None = None
+    """Folder of a smaller model with the same vocabulary, or "lookup": the same answers from fewer passes of a large model."""
+    kv_cache_dtype: CacheDtype | None = None
+    """Keep keys and values in 8 bits each, for longer texts in the same memory; on a CPU int8 has kernels."""
+    max_rows: int = EngineSettings.max_rows
+    """Most answers that are written at the same time."""
+    cache_tokens: int | None = EngineSettings.cache_tokens
+    """Tokens of all conversations together that the cache has room for, by default what fits into a share of the free memory."""
+    cold: Flag = False
+    """Take requests before the programs that they need are compiled; the first ones wait for that."""
+    timeout: float = Settings.timeout
+    """Seconds that a request may take before it ends with 504."""
+    drain: float = 30.0
+    """Seconds that answers may go on after the first SIGTERM or Ctrl-C; a second one ends at once."""
+    max_body: int = Settings.max_body
+    """Largest request in bytes, uploads of files not counted."""
+    require_keys: Flag = False
+    """Demand an API key on loopback addresses too; on others one is always needed."""
+    no_keys: Flag = False
+    """Let anybody who reaches the address use the server without a key."""
+    requests_per_minute: int | None = None
+    """Most requests a minute of a key that has no limit of its own or, without keys, of an address."""
+    tokens_per_minute: int | None = None
+    """Most tokens a minute, read and written, of such a key or address."""
+    cors: Names = ()
+    """Origin of web pages elsewhere that may use the server, such as https://example.org; may be given several times."""
+    host_name: Names = ()
+    """Another name that this server is reached by, for its certificate and its check of names; may be given several times."""
+    fetch: Flag = False
+    """Fetch http and https URLs that requests name, from public addresses only."""
+    tls: Flag = False
+    """Speak HTTPS with a certificate that is made here."""
+    certificate: Path | None = None
+    """File of a certificate chain in PEM, to speak HTTPS with that one."""
+    certificate_key: Path | None = None
+    """File of that certificate's key in PEM."""
+
+    def check(self) -> None:
+        """Raises ValueError for flags that do not go together."""
+        if self.require_keys and self.no_keys:
+            raise ValueError("--require-keys and --no-keys exclude each other")
+        if (self.certificate is None) != (self.certificate_key is None):
+            raise ValueError("--certificate and --certificate-key need each other")
+        if self.certificate is not None and self.tls:
+            raise ValueError("--tls makes a certificate, so it takes none: leave out --tls or --certificate")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port {self.port} must be between 0 and 65535")
+        for flag, value in (("--timeout", self.timeout), ("--drain", self.drain), ("--max-body", self.max_body)):
+            if not value >= 0:
+                raise ValueError(f"{flag} {value:g} must not be negative")
+
+    @property
+    def model_name(self) -> str:
+        folder = self.folder.resolve()
+        run = folder.parent if folder.name == "model" else folder  # where a run writes its model
+        return _UNFIT.sub("-", self.name or run.name).strip("-") or FRIENDLY
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine can reach the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def rules(self) -> Rules:
+        hosts = frozenset({"localhost", "127.0.0.1", "::1", self.host, *(name.lower() for name in self.host_name)})
+        return Rules(
+            keys_required=self.require_keys or not (self.is_loopback or self.no_keys),
+            hosts=hosts if self.is_loopback else None,
+            origins=self.cors,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+        )
+
+    def settings(self) -> Settings:
+        return Settings(max_body=self.max_body, timeout=self.timeout, fetch=FetchLimits() if self.fetch else None)
+
+
+def serve(options: Options) -> None:
+    """Run until a signal comes. Raises ValueError and OSError for what keeps the server from starting."""
+    options.check()
+    use_compilation_cache()
+    logs.configure()
+    rules, data = options.rules(), options.data or data_folder()
+    store = Store(data, objects=options.objects)
+    try:
+        if rules.keys_required and not Keys(store.records).all():
+            where = f" --data {options.data}" if options.data else ""
+            raise ValueError(
+                f"{options.host} needs keys, and there is none yet: make one with `pollux keys add NAME{where}`, or give --no-keys"
+            )
+        files = _tls_files(options, data)
+        with _bind(options.host, options.port) as sock:
+            service = Service(rules, store, options.settings())
+            start = _Start(options, service, sock.getsockname()[1])
+            start.begin()
+            Listener(service.app, service.gate, options.drain, **files).run(sockets=[sock])
+            start.end()
+    finally:
+        store.close()
+
+
+class _Start:
+    """Loads the model on its own thread while the listener already answers, and takes everything down again."""
+
+    def __init__(self, options: Options, service: Service, port: int):
+        self.options, self.service, self.port = options, service, port
+        self.engine: Engine | None = None
+        self._thread = threading.Thread(target=self._run, name="pollux-start", daemon=True)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Raises what kept the server from starting. Does not return if it is still loading."""
+        if self._thread.is_alive() and self.service.gate.error is None:
+            self.service.store.close()
+            logging.shutdown()
+            os._exit(0)  # a thread cannot be ended, and Python cannot be torn down around one that runs XLA
+        self.service.close()
+        if self.engine is not None:
+            self.engine.close(drain=0.0)
+        if self.service.gate.error is not None:
+            raise self.service.gate.error
+
+    def _run(self) -> None:
+        try:
+            self._open()
+        except Exception as error:
+            self.service.gate.fail(error)
+
+    def _open(self) -> None:
+        options, gate = self.options, self.service.gate
+        console = Console(stderr=True)
+        bars = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+        with Progress(*bars, console=console, transient=True) as progress:
+            task = progress.add_task(f"reading {options.folder}", total=1.0)
+            model = load(
+                options.folder,
+                draft=options.draft,
+                kv_cache_dtype=options.kv_cache_dtype,
+                progress=lambda share: progress.update(task, completed=share),
+            )
+            gate.state = "warming"
+            progress.update(task, description="compiling", completed=0)
+            tokens = options.cache_tokens or cache_tokens(model, options.max_rows)
+            longest = min(model.config.max_positions, tokens - SPARE)
+            self.engine = model.engine(EngineSettings(max_rows=options.max_rows, cache_tokens=tokens, longest=longest))
+            if not options.cold:
+                self.engine.warm(lambda done, number: progress.update(task, completed=done / number))
+            self.engine.start()
+        self.service.open(options.model_name, model, self.engine, {*options.alias, FRIENDLY} - {options.model_name})
+        gate.opened.wait()
+        print("\n".join(welcome(options, self.port, self.service.rules.keys_required)), flush=True)
+
+
+def welcome(options: Options, port: int, keys_required: bool) -> list[str]:
+    """What to do next, in a few lines."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, f"[{options.host}]" if ":" in options.host else options.host)
+    address = f"{'https' if options.tls or options.certificate else 'http'}://{host}:{port}"
+    key = "YOUR-KEY" if keys_required else "none"
+    header = " -H 'x-goog-api-key: YOUR-KEY'" if keys_required else ""
+    names = ", ".join(dict.fromkeys((options.model_name, *options.alias, FRIENDLY)))
+    return [
+        f"{options.folder} is served as {names}; Ctrl-C ends it.",
+        f"  page    {address}/",
+        f"  curl    curl {address}/v1beta/models/{FRIENDLY}:generateContent{header} "
+        """-d '{"contents": [{"parts": [{"text": "hello"}]}]}'""",
+        f"""  Python  from google import genai; client = genai.Client(api_key="{key}", http_options={{"base_url": "{address}"}})""",
+        f"""          print(client.models.generate_content(model="{FRIENDLY}", contents="hello").text)""",
+    ]
+
+
+def _tls_files(options: Options, data: Path) -> dict[str, Any]:
+    """What uvicorn needs to speak HTTPS, nothing for HTTP."""
+    if options.certificate is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.certificate, options.certificate_key)
+        except OSError as error:  # which names no file
+            raise ValueError(
+                f"{options.certificate} and {options.certificate_key} are no certificate with its key: {error.strerror}"
+            ) from error
+        return {"ssl_certfile": options.certificate, "ssl_keyfile": options.certificate_key}
+    if not options.tls:
+        return {}
+    made = tls.certificate(data / "tls", tls.local_names((options.host, *options.host_name)))
+    print("\n".join(tls.trust_lines(made)), flush=True)
+    return {"ssl_certfile": made.chain, "ssl_keyfile": made.key}
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise ValueError(f"cannot listen on port {port} of {host}: {reason}; choose others with --host and --port") from error
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of `pollux serve`."""
+    serve(tyro.cli(Options, prog="pollux serve", args=arguments))

@@ -1,0 +1,58 @@
+"""Decoded sounds and clips are kept, and a prompt does not change by it."""
+
+import numpy as np
+import pytest
+from small_model import small_model
+
+from pollux import media
+from pollux.content import Audio, Content, Image, Text, Video
+from pollux.media import VideoArray, encode_audio, encode_image, encode_video
+from pollux.serve.decoded import DecodedMedia
+
+RNG = np.random.default_rng(0)
+TIMES = np.arange(30) / 10
+CLIP = encode_video(VideoArray(RNG.integers(0, 256, (30, 16, 16, 3), np.uint8), TIMES, RNG.normal(0, 0.1, 48000), 16000))
+SOUND = encode_audio(RNG.normal(0, 0.1, 22050).astype(np.float32), 22050)
+PNG = encode_image(RNG.integers(0, 256, (16, 24, 3), np.uint8))
+
+
+def prompt(kept, *parts):
+    model = small_model()
+    turns = [Content("user", parts)]
+    return model.prompt(turns if kept is None else kept.turns(turns, model.tokens_config, model.limits))
+
+
+@pytest.mark.parametrize("part", [Video(CLIP), Video(CLIP, 0.5, 2.1, 4.0), Video(CLIP, fps=8.0), Audio(SOUND), Image(PNG), Text("a")])
+def test_a_prompt_is_the_same_with_what_was_kept(part):
+    kept = DecodedMedia()
+    expected = prompt(None, part)
+    for _ in range(2):
+        found = prompt(kept, part)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        assert found.soft.keys() == expected.soft.keys()
+        for name, soft in expected.soft.items():
+            np.testing.assert_array_equal(found.soft[name].features, soft.features)
+
+
+def test_a_medium_is_decoded_once_by_its_content(monkeypatch, tmp_path):
+    decoded = []
+    decode = media.decode_video
+    monkeypatch.setattr(media, "decode_video", lambda source, *rest: decoded.append(isinstance(source, bytes)) or decode(source, *rest))
+    kept = DecodedMedia()
+    for data in (CLIP, bytes(bytearray(CLIP)), CLIP):
+        prompt(kept, Video(data))
+    assert decoded.count(True) == 1
+    prompt(kept, Video(CLIP, 0.5))
+    assert decoded.count(True) == 2
+
+
+def test_what_was_used_longest_ago_makes_room():
+    one = Audio(SOUND)
+    size = one.samples(16000).nbytes
+    kept = DecodedMedia(2 * size)
+    sounds = [Audio(encode_audio(np.full(22050, level, np.float32), 22050)) for level in (0.1, 0.2, 0.3)]
+    parts = [kept.turns([Content("user", (sound,))], small_model().tokens_config, small_model().limits)[0].parts[0] for sound in sounds]
+    again = [
+        kept.turns([Content("user", (sound,))], small_model().tokens_config, small_model().limits)[0].parts[0] for sound in reversed(sounds)
+    ]
+    assert again[0] is parts[2] and again[1] is parts[1] and again[2] is not parts[0]
