@@ -7,7 +7,6 @@ host looks at what the one before it wrote.
 from __future__ import annotations
 
 import collections
-import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -137,14 +136,8 @@ class Batch:
             job.tell()
 
     def programs(self) -> list[Callable[[], None]]:
-        """What compiles the programs that requests need most, the likely ones first."""
-        memory, most = self.dispatcher.memory, self._settings.max_rows
-        rows = sorted({row_bucket(n) for n in range(1, most + 1)})
-        made: list[Callable[[], None]] = []
-        for slots in memory.all_widths(self._settings.longest or self._room):
-            made += [functools.partial(memory.warm, shape, slots) for shape in memory.shapes()]
-            made += [functools.partial(self.dispatcher.warm, number, slots) for number in rows]
-        return made
+        """What compiles the programs that requests need most."""
+        return self.dispatcher.programs(self._settings.max_rows, self._settings.longest or self._room)
 
     # Rows come and go.
 

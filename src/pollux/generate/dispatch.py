@@ -7,8 +7,9 @@ Shapes: B rows, R = B or 2 B rows of the cache (guidance), V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,6 +70,15 @@ class Dispatcher:
         """Let rows that have pages for it write up to `steps` tokens; all of them read on from `before` if that is given."""
         slots = max(min(row.length + 2 * self.ahead, row.longest) for row in rows)
         return self._launch(kind, rows, row_bucket(len(rows)), slots, before, steps)
+
+    def programs(self, rows: int, longest: int) -> list[Callable[[], None]]:
+        """What compiles the programs for up to so many plain rows of up to so many tokens, the likely ones first."""
+        sizes = sorted({row_bucket(number) for number in range(1, rows + 1)})
+        made: list[Callable[[], None]] = []
+        for slots in self.memory.all_widths(longest):
+            made += [functools.partial(self.memory.warm, shape, slots) for shape in self.memory.shapes()]
+            made += [functools.partial(self.warm, size, slots) for size in sizes]
+        return made
 
     def warm(self, size: int, slots: int) -> None:
         """Compile the program of so many plain rows with so many tokens."""
