@@ -52,15 +52,6 @@ FOLDERS = (
     "interactions",
     "live_api",
 )
-# Every name of a model that a test asks for and that a server of one model can stand for.
-ALIASES = """
-gemini-1.5-flash gemini-2.0-flash-001 gemini-2.0-flash-exp gemini-2.0-flash-preview-image-generation
-gemini-2.5-flash gemini-2.5-flash-001 gemini-2.5-flash-image gemini-2.5-flash-lite gemini-2.5-flash-preview-05-20
-gemini-2.5-flash-preview-tts gemini-2.5-pro gemini-2.5-pro-preview-06-05 gemini-2.5-computer-use-preview-10-2025
-gemini-3-flash-preview gemini-3-pro-preview gemini-3.1-flash-lite gemini-3.1-flash-live-preview gemini-3.1-pro-preview
-gemini-3.5-flash gemini-3.8-flash gemini-4-argon gemini-live-2.5-flash-preview
-gemini-embedding-001 gemini-embedding-2 gemini-embedding-2-preview
-""".split()
 # Files that tests name by an id of their authors' account: the file of ours that stands for it.
 UPLOADS = {
     "az606f58k7zj": "google.png",
@@ -88,7 +79,7 @@ KINDS = {
 @dataclass(frozen=True)
 class Settings:
     folder: tyro.conf.Positional[str] = ""  # of the model to serve
-    server: str = ""  # URL of a server that runs already, instead of a folder; it must know the names of models in ALIASES
+    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the alias "gemini-*"
     client: str = metadata.version("google-genai")  # version of the client
     tests: tuple[str, ...] = FOLDERS  # folders or files below google/genai/tests
     seconds: float = 60.0  # for one test
@@ -193,12 +184,24 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "pollux.cli", "serve", folder, "--port", str(port), "--state", str(work / "state")]
-    process = subprocess.Popen([*command, "--aliases", *ALIASES], stdout=sys.stderr)
+    command = [
+        sys.executable,
+        "-m",
+        "pollux.cli",
+        "serve",
+        folder,
+        "--port",
+        str(port),
+        "--data",
+        str(work / "data"),
+        "--alias",
+        "gemini-*",
+    ]
+    process = subprocess.Popen(command, stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
         try:
-            urllib.request.urlopen(f"{url}/v1/models", timeout=5)
+            urllib.request.urlopen(f"{url}/readyz", timeout=5)
             return url, process
         except (urllib.error.URLError, TimeoutError):
             time.sleep(0.5)

@@ -134,6 +134,20 @@ def test_a_held_prompt_survives_what_would_push_it_out_and_is_free_once_released
     assert set(_pages_used(engine).values()) == {0}
 
 
+@pytest.mark.parametrize("words", range(0, 16, 3))
+def test_a_held_prompt_may_end_inside_a_picture(windowed, words):
+    engine = _engine(windowed)
+    picture = Image(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    prompt = windowed.prompt([Text("the " * words), picture, Text("?")])
+    context = engine.hold(prompt)
+    before, after = prompt.group[context.tokens - 1 : context.tokens + 1].tolist() if context.tokens else (0, 0)
+    assert not before or before != after
+    sampling = Sampling(temperature=0, max_output_tokens=4)
+    (found,), (expected,) = engine.generate([prompt], [sampling]), _engine(windowed).generate([prompt], [sampling])
+    assert found.ids.tolist() == expected.ids.tolist() and found.usage.cached == context.tokens
+    context.release()
+
+
 def test_a_cancelled_job_and_one_past_its_deadline_end_and_free_their_rows(windowed):
     engine = _engine(windowed)
     prompt, sampling = windowed.prompt("a"), Sampling(max_output_tokens=4000)

@@ -60,7 +60,9 @@ class Browser:
                 raise RuntimeError(f"{program} did not start: {(folder / 'log').read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
         port, path = port_file.read_text().split()
-        self.socket = self._stack.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30, compression=None))
+        self.socket = self._stack.enter_context(
+            connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=30, ping_interval=None, compression=None)
+        )
         self.numbers = itertools.count(1)
 
     def open(self, address: str, width: int = 1280, height: int = 800) -> Page:

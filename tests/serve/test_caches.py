@@ -13,6 +13,7 @@ from small_model import small_model
 from stored_server import serving
 from watched_engine import WatchedEngine
 
+from pollux.generate.memory import PAGE
 from pollux.media import encode_image
 from pollux.serve.caches import release_ended
 from pollux.serve.prepare import prepare
@@ -91,6 +92,27 @@ def test_what_is_held_and_counted_is_what_every_such_prompt_begins_with(client, 
     np.testing.assert_array_equal(request.prompt.soft["image"].features, held.prompt.soft["image"].features)
     turn = small_model().prompt("what colour is the circle?")
     assert len(request.prompt) - size == len(turn) - 1  # all but <bos>
+
+
+def test_the_answer_says_how_much_was_not_read_again(client):
+    cache = create(client, contents=[types.Content(role="user", parts=[types.Part(text=FIRST * 5)])])
+    held = cache.usage_metadata.total_token_count // PAGE * PAGE
+    assert held > 0 and ask(client, cached_content=cache.name).usage_metadata.cached_content_token_count == held
+
+
+def test_an_engine_without_room_refuses_new_content_but_answers_with_the_old(tmp_path, served):
+    engine = served["small"].engine
+    with serving(tmp_path, served) as running:
+        client = genai.Client(api_key="any", http_options={"base_url": running.url})
+        cache = create(client)
+        answer = ask(client, cached_content=cache.name)
+        engine.cramped = True
+        with pytest.raises(genai.errors.ClientError, match="429 RESOURCE_EXHAUSTED"):
+            create(client)
+        assert [one.name for one in client.caches.list()] == [cache.name]
+    with serving(tmp_path, served) as running:
+        client = genai.Client(api_key="any", http_options={"base_url": running.url})
+        assert ask(client, cached_content=cache.name).text == answer.text
 
 
 def test_cached_content_outlives_its_files_and_a_restart(tmp_path, served):

@@ -47,8 +47,8 @@ def test_what_is_typed_is_answered_while_the_answer_is_written(server, page):
     assert page.answer() == said(expected)
     assert page.evaluate("lengths.size") > 2
     usage, took = expected["usageMetadata"], page.figures()
-    assert (took["read"], took["wrote"]) == (f"{usage['promptTokenCount']} tokens", f"{usage['candidatesTokenCount']} tokens")
-    assert {"first token", "speed"} <= set(took)
+    assert (took["tokens in"], took["out"]) == (str(usage["promptTokenCount"]), str(usage["candidatesTokenCount"]))
+    assert {"first after", "tokens/s"} <= set(took)
 
 
 def test_escape_stops_an_answer_and_what_came_so_far_stays(page):
@@ -134,7 +134,7 @@ def test_an_answer_that_a_reload_cut_off_is_kept_as_stopped(page):
 def test_settings_are_sent_and_wrong_ones_are_not(page):
     page.set(systemInstruction="be brief", temperature="0.5", topP="0.9", topK="20", seed="7", maxOutputTokens="5")
     page.ask("what colour is it?")
-    assert page.figures()["wrote"] == "5 tokens"
+    assert page.figures()["out"] == "5"
     assert "(5)" in page.text(".turn.model .status")
     body = json.loads(page.code("curl").split("<<JSON\n")[1].rpartition("JSON")[0])
     assert body["generationConfig"] == {"temperature": 0.5, "topP": 0.9, "topK": 20, "maxOutputTokens": 5, "seed": 7}
@@ -147,13 +147,21 @@ def test_settings_are_sent_and_wrong_ones_are_not(page):
     assert page.evaluate("document.querySelectorAll('.turn').length") == 2
 
 
+def test_an_answer_that_follows_a_schema_is_laid_out(page):
+    page.set(schema='{"type": "object", "properties": {"red": {"type": "boolean"}}, "required": ["red"]}', maxOutputTokens="40")
+    page.ask("is it red?")
+    assert page.text(".turn.model .code figcaption span") == "json"
+    assert page.text(".turn.model .code code") in ('{\n  "red": true\n}', '{\n  "red": false\n}')
+
+
 def test_the_kept_beginning_is_named_instead_of_sent(server, page):
-    page.ask("a red circle")
+    page.ask("a red circle " * 9)
     page.click("#open-settings")
     page.click("#cache")
     page.wait("document.querySelector('#cache-note').innerText.startsWith('2 turns, ')")
     page.click("#close-settings")
     page.ask("and now?")
+    assert "cached" in page.figures()
     (kept,) = httpx.get(f"{server.url}/v1beta/cachedContents").json()["cachedContents"]
     code = page.code()
     assert f'cached_content="{kept["name"]}"' in code and "red circle" not in code

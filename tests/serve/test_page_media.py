@@ -5,10 +5,8 @@ import re
 import httpx
 import PIL.Image
 import pytest
-from small_model import small_model
 from stored_server import until
 from visit import needs_browser, picture, place, sound, visit
-from whole_server import serving
 
 pytestmark = needs_browser
 
@@ -33,7 +31,7 @@ def test_media_go_with_the_message_and_are_counted(page, tmp_path):
     page.click('#attachments [aria-label="Remove sound talk.wav"]')
     page.choose_files("#files", sound(tmp_path, "again.wav"))
     page.ask("what is this?")
-    assert re.search(r"\d+ image \+ \d+ audio", page.figures()["read"])
+    assert re.search(r"\d+ image, \d+ audio", page.figures()["tokens in"])
     assert page.evaluate("[...document.querySelectorAll('.turn.user :is(img, audio)')].map((each) => each.tagName)") == ["IMG", "AUDIO"]
     assert page.evaluate("document.querySelector('.turn.user audio').ariaLabel") == "sound again.wav"
     assert page.evaluate("document.querySelector('#attachments').hidden")
@@ -68,7 +66,7 @@ def test_a_large_file_goes_through_the_files_api_once(here, page, tmp_path):
     assert page.attached(1) == ["long.wav"]
     page.ask("transcribe")
     page.ask("again")
-    assert "audio" in page.figures()["read"]
+    assert "audio" in page.figures()["tokens in"]
     files = httpx.get(f"{here[0].url}/v1beta/files").json()["files"]
     assert [file["displayName"] for file in files] == ["long.wav"]
     assert 'client.files.upload(file="long.wav")' in page.code()
@@ -95,19 +93,19 @@ def test_what_the_microphone_and_the_camera_record_is_attached(page):
     page.problems.clear()  # a slow machine records more than the model hears, which the server says with a 400
 
 
-def test_a_drawing_is_shown_enlarged_and_downloaded(here, tmp_path):
-    with serving(tmp_path, model=small_model("<draw>")) as drawing, visit(drawing, here[1]) as page:
-        page.set(maxOutputTokens="40", responseModalities="IMAGE")
-        page.ask("draw")
-        page.wait("document.querySelector('.turn.model img')?.naturalWidth === 6")
-        assert "image" in page.figures()["wrote"]
-        page.click(".turn.model .picture")
-        page.wait("document.querySelector('#viewer[open] img').naturalHeight === 4")
-        page.download_to(tmp_path)
-        page.click("#viewer a")
-        until(lambda: (tmp_path / "drawn-1.png").exists())
-        assert PIL.Image.open(tmp_path / "drawn-1.png").size == (6, 4)
-        page.press("Escape")
-        page.wait("!document.querySelector('dialog[open]')")
-        page.ask("again")  # with the drawing in the conversation
-        assert "image" in page.figures()["read"]
+def test_a_drawing_is_shown_enlarged_and_downloaded(page, tmp_path):
+    page.set(responseModalities="IMAGE")
+    page.ask("draw")
+    page.wait("document.querySelector('.turn.model img')?.naturalWidth === 6")
+    assert "5 image" in page.figures()["out"]  # two codes of two digits, and the end of the drawing
+    page.click(".turn.model .picture")
+    page.wait("document.querySelector('#viewer[open] img.small')?.naturalHeight === 4")
+    page.download_to(tmp_path)
+    page.click("#viewer a")
+    until(lambda: (tmp_path / "drawn-1.png").exists())
+    assert PIL.Image.open(tmp_path / "drawn-1.png").size == (6, 4)
+    page.press("Escape")
+    page.wait("!document.querySelector('dialog[open]')")
+    page.ask("again")  # with the drawing in the conversation
+    assert "image" in page.figures()["tokens in"]
+    assert page.evaluate("document.querySelector('.turn.model:last-child img').alt") == "drawn picture drawn-2.png"

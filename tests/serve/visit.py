@@ -87,7 +87,7 @@ class Visit:
         return self.text(".turn.model:last-child .parts")
 
     def figures(self) -> dict[str, str]:
-        """The read-out under the last answer: {"read": "9 tokens", ...}."""
+        """The read-out under the last answer: {"tokens in": "9", ...}."""
         lines = "[...document.querySelectorAll('.turn.model:last-child .figures div')]"
         return dict(self.evaluate(f"{lines}.map((line) => [...line.children].map((cell) => cell.innerText))"))
 

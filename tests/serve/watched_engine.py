@@ -8,8 +8,10 @@ from pollux.generate.requests import Cancelled, Job, Overloaded
 class Held:
     def __init__(self, engine, prompt):
         self.engine, self.prompt = engine, prompt
+        self.context = engine.engine.hold(prompt)
 
     def release(self):
+        self.context.release()
         self.engine.held.remove(self)
 
 
@@ -18,6 +20,7 @@ class WatchedEngine:
         self.engine = engine
         self.requests, self.held = [], []
         self.answers = None  # how many more requests are answered; None: all
+        self.cramped = False  # there is no room to hold anything
         self.full = 0  # how many more requests find the queue full
         self.silent = []  # jobs that are not answered
         self._lock = threading.Lock()
@@ -37,6 +40,8 @@ class WatchedEngine:
             return self.silent[-1]
 
     def hold(self, prompt):
+        if self.cramped:
+            raise Overloaded("the cache has no room for this context now")
         self.held.append(Held(self, prompt))
         return self.held[-1]
 

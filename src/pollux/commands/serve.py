@@ -33,6 +33,7 @@ from pollux.serve.access import Rules
 from pollux.serve.fetch import FetchLimits
 from pollux.serve.keys import Keys
 from pollux.serve.listener import Listener
+from pollux.serve.safety import Blocklist
 from pollux.serve.server import Settings
 from pollux.serve.service import Service
 from pollux.serve.store import Store
@@ -80,6 +81,10 @@ class Options:
     """Seconds that answers may go on after the first SIGTERM or Ctrl-C; a second one ends at once."""
     max_body: int = Settings.max_body
     """Largest request in bytes, uploads of files not counted."""
+    max_output_tokens: int = Settings.max_output_tokens
+    """Longest answer, and how long one may be whose request does not say."""
+    blocklist: Path | None = None
+    """File of words that block prompts and answers by their category, such as {"HATE_SPEECH": ["word"]}, within a request's thresholds."""
     require_keys: Flag = False
     """Demand an API key on loopback addresses too; on others one is always needed."""
     no_keys: Flag = False
@@ -111,6 +116,8 @@ class Options:
             raise ValueError("--tls makes a certificate, so it takes none: leave out --tls or --certificate")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port} must be between 0 and 65535")
+        if self.max_output_tokens < 1:
+            raise ValueError(f"--max-output-tokens {self.max_output_tokens} must be at least 1")
         for flag, value in (("--timeout", self.timeout), ("--drain", self.drain), ("--max-body", self.max_body)):
             if not value >= 0:
                 raise ValueError(f"{flag} {value:g} must not be negative")
@@ -142,7 +149,8 @@ class Options:
         )
 
     def settings(self) -> Settings:
-        return Settings(max_body=self.max_body, timeout=self.timeout, fetch=FetchLimits() if self.fetch else None)
+        fetch = FetchLimits() if self.fetch else None
+        return Settings(max_body=self.max_body, timeout=self.timeout, max_output_tokens=self.max_output_tokens, fetch=fetch)
 
 
 def serve(options: Options) -> None:
@@ -151,6 +159,7 @@ def serve(options: Options) -> None:
     use_compilation_cache()
     logs.configure()
     rules, data = options.rules(), options.data or data_folder()
+    scorer = Blocklist.load(options.blocklist) if options.blocklist else None
     store = Store(data, objects=options.objects)
     try:
         if rules.keys_required and not Keys(store.records).all():
@@ -160,7 +169,7 @@ def serve(options: Options) -> None:
             )
         files = _tls_files(options, data)
         with _bind(options.host, options.port) as sock:
-            service = Service(rules, store, options.settings())
+            service = Service(rules, store, options.settings(), scorer)
             start = _Start(options, service, sock.getsockname()[1])
             start.begin()
             Listener(service.app, service.gate, options.drain, **files).run(sockets=[sock])

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded
 from pollux.serve import batches, caches, embeddings, files, generate, models, page, uploads
 from pollux.serve.compress import Compressed
 from pollux.serve.errors import ApiError
@@ -25,6 +26,9 @@ from pollux.serve.openai import routes as openai
 from pollux.serve.openai.errors import answer_error
 from pollux.serve.server import VERSIONS, Server
 from pollux.serve.upkeep import Upkeep
+
+# What may go wrong without a mistake of ours. Of any other exception starlette, having answered, breaks off the connection.
+FORESEEN = (ApiError, HTTPException, ValueError, Overloaded, DeadlineExceeded, Cancelled, TimeoutError)
 
 
 def create_app(server: Server) -> Starlette:
@@ -44,7 +48,7 @@ def create_app(server: Server) -> Starlette:
 
     app = Starlette(
         routes=[*root_routes(server), *(Mount(f"/{version}", Router(routes(server), redirect_slashes=False)) for version in VERSIONS)],
-        exception_handlers={ApiError: answer_error, HTTPException: answer_error, Exception: answer_error, ValueError: answer_error},
+        exception_handlers=dict.fromkeys((*FORESEEN, Exception), answer_error),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
+from pollux.generate.requests import Overloaded
 from pollux.serve import files
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.listing import owner_of, page, store_of
@@ -30,6 +32,8 @@ from pollux.serve.wire.content import Content, Part, Tool, ToolConfig
 from pollux.serve.wire.generate import GenerateContentRequest
 from pollux.serve.wire.message import parse, to_json, wire
 from pollux.tokens import sequence as tokens
+
+log = logging.getLogger("pollux.serve")
 
 USUAL_SECONDS = 3600.0
 MAX_SECONDS = 10 * 365 * 24 * 3600.0
@@ -90,14 +94,14 @@ def routes(server: Server) -> list[BaseRoute]:
     ]
 
 
-def unfold(server: Server, served: Served, asked: GenerateContentRequest, owner: str = "") -> tuple[GenerateContentRequest, Any]:
-    """The request with its cached beginning before it, and the engine's Context of that beginning, None without one; blocks.
+def unfold(server: Server, served: Served, asked: GenerateContentRequest, owner: str = "") -> GenerateContentRequest:
+    """The request with its cached beginning before it, whose pages the engine then holds; blocks.
 
     Raises ApiError: 403 if there is no such content or its time is over, 400 if it is another model's or the request sets what the
     cached content sets.
     """
     if not asked.cached_content:
-        return asked, None
+        return asked
     if asked.system_instruction or asked.tools or asked.tool_config:
         raise invalid("CachedContent can not be used with GenerateContent request setting system_instruction, tools or tool_config.")
     store = store_of(server)
@@ -105,14 +109,12 @@ def unfold(server: Server, served: Served, asked: GenerateContentRequest, owner:
     if server.find(record.data["model"]) is not served:
         raise invalid(f"cachedContents/{record.name} is of {record.data['model']} and cannot be used with models/{served.name}")
     cached = _kept(store, record)
-    context = server.contexts.get(record.name)
-    if context is None:
-        context = _hold(server, served, cached, owner)[0]
-        first = server.contexts.setdefault(record.name, context)
-        if first is not context:  # another request was quicker
-            context.release()
-            context = first
-    whole = dataclasses.replace(
+    if record.name not in server.contexts:
+        try:
+            _keep_warm(server, record.name, _hold(server, served, cached, owner)[0])
+        except Overloaded as error:  # the request itself may still find room
+            log.warning("cachedContents/%s is not held: %s", record.name, error)
+    return dataclasses.replace(
         asked,
         contents=cached.contents + asked.contents,
         system_instruction=cached.system_instruction,
@@ -120,7 +122,12 @@ def unfold(server: Server, served: Served, asked: GenerateContentRequest, owner:
         tool_config=cached.tool_config,
         cached_content="",
     )
-    return whole, context
+
+
+def _keep_warm(server: Server, name: str, context: Any) -> None:
+    """Note a context, unless another request was quicker."""
+    if server.contexts.setdefault(name, context) is not context:
+        context.release()
 
 
 def release_ended(server: Server) -> None:
@@ -166,7 +173,7 @@ def _create(server: Server, asked: CachedContent, owner: str) -> Record:
     except BaseException:
         context.release()
         raise
-    server.contexts[name] = context
+    _keep_warm(server, name, context)
     return record
 
 

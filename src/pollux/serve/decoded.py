@@ -35,9 +35,10 @@ class DecodedMedia:
         if not isinstance(part, Audio | Video) or not isinstance(part.source, bytes | str | os.PathLike):
             return part
         name: Hashable = hashlib.sha256(part.source).digest() if isinstance(part.source, bytes) else os.fspath(part.source)
-        key: tuple[Hashable, ...] = (name, type(part), config.audio.rate, limits)
+        section: Hashable = None
         if isinstance(part, Video):
-            key += (part.start, part.end, part.fps, config.video.fps, config.video.max_frames, config.video.sound)
+            section = (part.start, part.end, part.fps, config.video.fps, config.video.max_frames, config.video.sound)
+        key = (name, type(part), section, config.audio.rate, limits)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -67,7 +67,7 @@ def prepare(
     from pollux.serve.caches import unfold  # which writes the beginnings that it holds through this function
 
     arrived = time.monotonic()
-    asked, _ = unfold(server, served, asked, caller.owner)
+    asked = unfold(server, served, asked, caller.owner)
     config = asked.generation_config
     if not asked.contents and running_text is None:
         raise invalid("contents are missing; give at least one content with a part")

@@ -16,6 +16,7 @@ from pollux.serve.limits import BodyTimeout, Limits
 from pollux.serve.measure import MeasuredEngine
 from pollux.serve.metrics import Metrics, MetricsPage
 from pollux.serve.observe import Observed
+from pollux.serve.safety import Scorer
 from pollux.serve.server import AnyEngine, Served, Server, Settings
 from pollux.serve.store import Store
 
@@ -23,8 +24,8 @@ from pollux.serve.store import Store
 class Service:
     """What serves one model. Keys are those in the store; the store and the engine belong to the caller."""
 
-    def __init__(self, rules: Rules, store: Store, settings: Settings = Settings()):
-        self.rules, self.store, self.settings = rules, store, settings
+    def __init__(self, rules: Rules, store: Store, settings: Settings = Settings(), scorer: Scorer | None = None):
+        self.rules, self.store, self.settings, self.scorer = rules, store, settings, scorer
         self.metrics, self.limits, self.gate = Metrics(), Limits(), Gate()
         self.app = Observed(self.gate, self.metrics)
         self.server: Server | None = None
@@ -33,7 +34,7 @@ class Service:
         """Let requests in. Raises ValueError if the model cannot be served under these names."""
         self.metrics.watch({name: engine})
         served = Served(name, model, MeasuredEngine(engine, name, self.metrics, self.limits))
-        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings)
+        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer)
         app = create_app(self.server)
         counted = MetricsPage(BodyTimeout(app), self.metrics)
         self.gate.open(Access(counted, self.rules, Keys(self.store.records), self.limits), app)

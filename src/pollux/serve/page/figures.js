@@ -3,6 +3,7 @@
 
 const ORDER = ["TEXT", "IMAGE", "AUDIO", "VIDEO", "DOCUMENT"];
 const LEAST = 250; // ms between the first chunk and the last that a rate can be measured over
+const FEW = 16; // tokens that say nothing of a rate
 const WORDS = { TEXT: "text", IMAGE: "image", AUDIO: "audio", VIDEO: "video", DOCUMENT: "document" };
 
 export class Stopwatch {
@@ -36,7 +37,7 @@ export class Stopwatch {
       cached: this.usage.cachedContentTokenCount ?? 0,
       untilFirst: this.first && (this.first.time - this.start) / 1000,
       all: (now - this.start) / 1000,
-      rate: tokens > since.tokens && seconds > 0 ? (tokens - since.tokens) / seconds : null,
+      rate: tokens - since.tokens >= FEW && seconds > 0 ? (tokens - since.tokens) / seconds : null,
     };
   }
 }
@@ -56,20 +57,20 @@ export function byModality(details = []) {
 /** The figures as [what, value] pairs, in words. */
 export function inWords(figures) {
   const lines = [
-    ["read", tokens(figures.read, figures.readBy)],
-    ["wrote", tokens(figures.written, figures.writtenBy)],
+    ["tokens in", tokens(figures.read, figures.readBy)],
+    ["out", tokens(figures.written, figures.writtenBy)],
   ];
   if (figures.thought) lines.push(["thinking", number(figures.thought)]);
   if (figures.cached) lines.push(["cached", number(figures.cached)]);
-  if (figures.untilFirst !== null) lines.push(["first token", duration(figures.untilFirst)]);
-  if (figures.rate !== null) lines.push(["speed", `${rounded(figures.rate)} tokens/s`]);
+  if (figures.untilFirst !== null) lines.push(["first after", duration(figures.untilFirst)]);
+  if (figures.rate !== null) lines.push(["tokens/s", rounded(figures.rate)]);
   return lines;
 }
 
 function tokens(total, parts) {
-  const only = parts.length === 1 && parts[0][0] === "TEXT";
-  const split = parts.map(([modality, count]) => `${number(count)} ${WORDS[modality] ?? modality.toLowerCase()}`).join(" + ");
-  return `${number(total)} ${total === 1 ? "token" : "tokens"}${parts.length === 0 || only ? "" : ` (${split})`}`;
+  const onlyText = parts.every(([modality]) => modality === "TEXT");
+  const split = parts.map(([modality, count]) => `${number(count)} ${WORDS[modality] ?? modality.toLowerCase()}`).join(", ");
+  return `${number(total)}${onlyText ? "" : ` (${split})`}`;
 }
 
 export const number = (value) => value.toLocaleString("en");
