@@ -7,6 +7,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 
+from pollux.content import Image
 from pollux.generate.requests import Job, Piece
 from pollux.serve.prepare import Plan
 from pollux.serve.server import Server
@@ -14,6 +15,7 @@ from pollux.serve.wire.enums import BlockReason, Modality
 from pollux.serve.wire.generate import Candidate, GenerateContentResponse, ModalityTokenCount, PromptFeedback, UsageMetadata
 from pollux.serve.writing import Writing
 
+FEW = 16  # pieces that a stream may work on in the event loop
 MODALITIES = {"text": Modality.TEXT, "image": Modality.IMAGE, "draw": Modality.IMAGE, "audio": Modality.AUDIO, "video": Modality.VIDEO}
 
 
@@ -31,7 +33,7 @@ async def chunks(server: Server, plan: Plan) -> AsyncGenerator[GenerateContentRe
     async with contextlib.aclosing(_pieces(plan)) as arriving:
         async for pieces in arriving:
             cached = max([cached, *(piece.result.usage.cached for piece in pieces if piece.result is not None)])
-            candidates = await server.run(_advance, writings, pieces)
+            candidates = await _advanced(server, plan, writings, pieces)
             if candidates:
                 yield _response(plan, answer_id, candidates, usage(plan.prompt_tokens, writings, cached))
             if all(writing.finish is not None for writing in writings):
@@ -49,7 +51,7 @@ async def whole(server: Server, plan: Plan) -> GenerateContentResponse:
             all_pieces += pieces
     writings = [Writing(plan, index) for index in range(plan.request.candidates)]
     cached = max((piece.result.usage.cached for piece in all_pieces if piece.result is not None), default=0)
-    candidates = await server.run(_advance, writings, all_pieces)
+    candidates = await _advanced(server, plan, writings, all_pieces)
     return _response(plan, answer_id, candidates, usage(plan.prompt_tokens, writings, cached))
 
 
@@ -75,6 +77,12 @@ def details(tokens: Mapping[str, int]) -> tuple[ModalityTokenCount, ...]:
     for name, number in tokens.items():
         sums[MODALITIES[name]] = sums.get(MODALITIES[name], 0) + number
     return tuple(ModalityTokenCount(modality, number) for modality, number in sums.items() if number)
+
+
+async def _advanced(server: Server, plan: Plan, writings: list[Writing], pieces: list[Piece]) -> list[Candidate]:
+    """What the pieces add; on a thread where that takes time, since a hop to one costs more than a few words of text."""
+    slow = plan.safety.active or any(isinstance(part, Image) for piece in pieces for part in piece.parts) or len(pieces) > FEW
+    return await server.run_writing(_advance, writings, pieces) if slow else _advance(writings, pieces)
 
 
 def _advance(writings: list[Writing], pieces: list[Piece]) -> list[Candidate]:

@@ -89,6 +89,7 @@ class Server:
             if name not in self.models:
                 raise ValueError(f"the alias {alias} stands for {name}, which is not served; served are {', '.join(self.models)}")
         self._pool = concurrent.futures.ThreadPoolExecutor(self.settings.threads, "pollux-serve")
+        self._writers = concurrent.futures.ThreadPoolExecutor(self.settings.threads, "pollux-write")
 
     def find(self, name: str) -> Served:
         """The model of a name or alias, with or without "models/". Raises ApiError 404."""
@@ -104,6 +105,11 @@ class Server:
         """Call what computes or blocks on a thread of the server."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *args, **keywords))
 
+    async def run_writing(self, function: Callable[..., T], *args: Any) -> T:
+        """The same for answers, on threads of their own, which need not wait until a long clip of somebody else is decoded."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers, functools.partial(function, *args))
+
     def close(self) -> None:
         """End the threads; engines and store belong to who made them."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._writers):
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -226,6 +226,8 @@ _SCALARS: dict[Any, Reader] = {
 
 
 def _plain(value: Any, numbers: bool) -> Any:
+    if type(value) in (str, int, bool):  # most are, and chunks of streams are many
+        return value
     if dataclasses.is_dataclass(value):
         return to_json(value, numbers)
     if isinstance(value, enum.IntEnum):
