@@ -133,6 +133,8 @@ def _thinking(model: Model, config: GenerationConfig, ignored: list[str]) -> dic
     if not can_think(model):
         ignored.append("generationConfig.thinkingConfig")
         return {}
+    if thinking.thinking_budget is not None and thinking.thinking_budget > 0:
+        ignored.append("generationConfig.thinkingConfig.thinkingBudget")  # a model thinks as long as it does
     off = thinking.thinking_budget == 0 or thinking.thinking_level == ThinkingLevel.MINIMAL
     return {"enable_thinking": not off}
 

@@ -23,7 +23,7 @@ from pollux.tokens.calls import read_call
 from pollux.tokens.vocabulary import Vocabulary
 
 REASONS = {"stop": FinishReason.STOP, "length": FinishReason.MAX_TOKENS}
-_CHANNEL = re.compile(r"\s*thought\n")  # how the thoughts of Gemma 4 begin
+_CHANNEL = "thought\n"  # the name of a channel, with which the thoughts of Gemma 4 begin
 _LAST_WORD = re.compile(r"\S*\s*\Z")
 
 
@@ -120,8 +120,12 @@ class Writing:
         return TokenLogprob(self._vocabulary.decode([i]), i, float(logprob))
 
     def _fresh(self, piece: Piece) -> Iterable[Part]:
-        thoughts = _CHANNEL.sub("", self._thoughts.text(whole=bool(piece.finish_reason)), count=1)
+        thoughts = self._thoughts.text(whole=bool(piece.finish_reason))
+        if self._thoughts.is_open and _CHANNEL.startswith(thoughts.lstrip()):
+            thoughts = ""  # it may become the name
+        thoughts = thoughts.lstrip().removeprefix(_CHANNEL)
         if self.plan.thoughts and len(thoughts) > self._thoughts_given:
+            self._text += thoughts[self._thoughts_given :]
             yield Part(text=thoughts[self._thoughts_given :], thought=True)
             self._thoughts_given = len(thoughts)
         for part in piece.parts:
@@ -157,20 +161,20 @@ class _Spans:
     def __init__(self, vocabulary: Vocabulary, name: str):
         self._vocabulary, self._name = vocabulary, name
         self._opening, self._closing = (vocabulary.specials.get(mark, -1) for mark in (f"<{name}>", f"</{name}>"))
-        self._inside = False
+        self.is_open = False
         self._ids: list[int] = []  # of thoughts: all; of calls: of the open one
         self.tokens = 0  # markers included
         self.unreadable: list[str] = []  # calls
 
     def feed(self, ids: Iterable[int]) -> None:
         for i in ids:
-            if i == self._opening and not self._inside:
-                self._inside = True
+            if i == self._opening and not self.is_open:
+                self.is_open = True
                 self.tokens += 1
-            elif self._inside:
+            elif self.is_open:
                 self.tokens += 1
                 if i == self._closing:
-                    self._inside = False
+                    self.is_open = False
                     self._close()
                 else:
                     self._ids.append(i)
@@ -178,7 +182,7 @@ class _Spans:
     def text(self, whole: bool) -> str:
         """All so far; unless it is the whole, without what further bytes could change."""
         text = self._vocabulary.decode(self._ids) if self._ids else ""
-        return text if whole or not self._inside else text.rstrip("\ufffd")
+        return text if whole or not self.is_open else text.rstrip("\ufffd")
 
     def _close(self) -> None:
         if self._name == "call":
