@@ -24,18 +24,21 @@ def read_contents(server: Server, contents: Iterable[Content], where: str, owner
     turns: list[content.Content] = []
     calls: list[FunctionCall] = []  # of the last model's turn that had some
     for i, one in enumerate(contents):
-        path = f"{where}[{i}]"
-        if one.role not in ROLES:
-            raise invalid(f'{path}.role must be "user" or "model", not {one.role!r:.60}')
-        if not one.parts:
-            raise invalid(f"{path}.parts must not be empty")
-        role = ROLES[one.role]
-        ordered = _in_order_of(calls, one.parts)
-        made = [said for j, part in ordered for said in _parts(server, part, role, f"{path}.parts[{j}]", calls, owner)]
-        runs = itertools.groupby(made, key=lambda said: said[0])
-        turns += [content.Content(who, tuple(part for _, part in run)) for who, run in runs] or [content.Content(role, ())]
+        turns += read_content(server, one, f"{where}[{i}]", owner, calls)
         calls = [part.function_call for part in one.parts if part.function_call] or calls
     return turns
+
+
+def read_content(server: Server, one: Content, where: str, owner: str = "", calls: Sequence[FunctionCall] = ()) -> list[content.Content]:
+    """The turns of one content, several if more than one speaks in it; calls: those that it may answer. As `read_contents`."""
+    if one.role not in ROLES:
+        raise invalid(f'{where}.role must be "user" or "model", not {one.role!r:.60}')
+    if not one.parts:
+        raise invalid(f"{where}.parts must not be empty")
+    role = ROLES[one.role]
+    made = [said for j, part in _in_order_of(calls, one.parts) for said in _parts(server, part, role, f"{where}.parts[{j}]", calls, owner)]
+    runs = itertools.groupby(made, key=lambda said: said[0])
+    return [content.Content(who, tuple(part for _, part in run)) for who, run in runs] or [content.Content(role, ())]
 
 
 def read_system(server: Server, instruction: Content, where: str, owner: str = "") -> list[content.Content]:
@@ -55,7 +58,7 @@ def write_part(part: content.Part) -> Part:
     raise TypeError(f"a model does not write a {type(part).__name__}")
 
 
-def _parts(server: Server, part: Part, role: str, where: str, calls: list[FunctionCall], owner: str) -> list[tuple[str, content.Part]]:
+def _parts(server: Server, part: Part, role: str, where: str, calls: Sequence[FunctionCall], owner: str) -> list[tuple[str, content.Part]]:
     """What a part says, each with the role that says it. Thoughts are not shown to the model again."""
     if part.thought:
         return []
@@ -81,7 +84,7 @@ def _parts(server: Server, part: Part, role: str, where: str, calls: list[Functi
 
 
 def _response(
-    server: Server, response: FunctionResponse, where: str, calls: list[FunctionCall], owner: str
+    server: Server, response: FunctionResponse, where: str, calls: Sequence[FunctionCall], owner: str
 ) -> list[tuple[str, content.Part]]:
     name = response.name or next((call.name for call in calls if call.id and call.id == response.id), "")
     if not name:
@@ -96,7 +99,7 @@ def _response(
     return made
 
 
-def _in_order_of(calls: list[FunctionCall], parts: Sequence[Part]) -> list[tuple[int, Part]]:
+def _in_order_of(calls: Sequence[FunctionCall], parts: Sequence[Part]) -> list[tuple[int, Part]]:
     """The parts with their numbers, answers of functions in the order of the calls that they answer: by id, else by name and order."""
     places = [i for i, part in enumerate(parts) if part.function_response is not None]
     unanswered = list(range(len(calls)))

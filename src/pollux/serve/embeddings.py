@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from pollux.serve.content import read_contents
+from pollux.serve.content import read_content
 from pollux.serve.errors import invalid
 from pollux.serve.generate import answered, caller_of
 from pollux.serve.server import Served, Server
@@ -56,7 +56,7 @@ def embed(server: Server, served: Served, asked: EmbedContentRequest, where: str
     size, width = asked.output_dimensionality, served.model.config.d_model
     if size is not None and not 1 <= size <= width:
         raise invalid(f"{where}outputDimensionality is {size} but must be between 1 and {width}, the width of the model")
-    turns = read_contents(server, [asked.content], f"{where}content", owner)
+    turns = read_content(server, asked.content, f"{where}content", owner)
     with _one_at_a_time:
         vector = served.model.embed(turns)[:size]
     return ContentEmbedding(tuple(map(float, vector / max(float(np.linalg.norm(vector)), 1e-30))))

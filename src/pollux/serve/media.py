@@ -10,12 +10,15 @@ import os
 import re
 
 from pollux.content import Audio, Image, Text, Video
+from pollux.serve import files
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.fetch import fetch
 from pollux.serve.server import Server
 from pollux.serve.wire.content import Blob, FileData, VideoMetadata
 
 Medium = Text | Image | Audio | Video
+
+MAX_TEXT = 64 << 20  # bytes of a text file
 
 _OURS = re.compile(r"(^|/v1(alpha|beta)?/)files/[^/?#]+")
 _TEXTS = ("json", "xml", "yaml", "javascript", "typescript", "x-python", "x-sh", "sql", "rtf", "toml", "csv", "x-ndjson", "jsonl")
@@ -34,8 +37,6 @@ def from_file(server: Server, data: FileData, where: str, owner: str, section: V
     if not data.file_uri:
         raise invalid(f"{where}.fileUri is missing; give the uri of an uploaded file")
     if _OURS.search(data.file_uri):
-        from pollux.serve import files
-
         path, mime_type = files.open_media(server, data.file_uri, owner)
         return _part(path, mime_type, where, section)
     if not data.file_uri.startswith(("https://", "http://")):
@@ -78,19 +79,16 @@ def _section(source: bytes | os.PathLike, section: VideoMetadata, where: str) ->
 
 
 def _decoded(source: bytes | os.PathLike, where: str) -> str:
-    data = source if isinstance(source, bytes) else open_text(source)
+    data = source if isinstance(source, bytes) else _read_text(source)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise invalid(f"{where} is no text in UTF-8: {error}") from error
 
 
-def open_text(path: str | os.PathLike) -> bytes:
+def _read_text(path: str | os.PathLike) -> bytes:
     """All of a file that is text. Raises ApiError 400 for one too large to be a prompt."""
     if os.path.getsize(path) > MAX_TEXT:
         raise ApiError(400, "INVALID_ARGUMENT", f"a text of more than {MAX_TEXT} bytes is too large for a prompt")
     with open(path, "rb") as file:
         return file.read()
-
-
-MAX_TEXT = 64 << 20
