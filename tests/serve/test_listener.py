@@ -74,7 +74,7 @@ def test_before_it_is_open_the_server_lives_but_is_not_ready():
             gate.state = state
             assert httpx.get(url(address, "/healthz")).status_code == 200
             ready, answer = httpx.get(url(address, "/readyz")), httpx.get(url(address))
-            assert (ready.status_code, ready.json()) == (503, {"status": state})
+            assert (ready.status_code, ready.json()) == (503, {"status": state, "running": 0})
             assert (answer.status_code, answer.json()["error"]["status"]) == (503, "UNAVAILABLE")
             assert int(answer.headers["retry-after"]) > 0
         gate.open(app, app)
@@ -124,7 +124,7 @@ def test_a_draining_server_refuses_requests_and_finishes_what_runs():
         listener.stop()
         refused = httpx.get(url(address))
         assert (refused.status_code, refused.json()["error"]["status"]) == (503, "UNAVAILABLE") and "retry-after" in refused.headers
-        assert httpx.get(url(address, "/readyz")).json() == {"status": "draining"}
+        assert httpx.get(url(address, "/readyz")).json() == {"status": "draining", "running": 1}
         next(chunks)
         stream.release.set()
         for _ in chunks:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -21,15 +22,14 @@ from pollux.cli import main
 from pollux.commands.serve import Options, welcome
 from pollux.generate.model import Model
 
-TOKENS_LIMIT = 2048
 SMALL = ("--max-rows", "4", "--cache-tokens", "8192")  # so that little is compiled
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run whose model reads and writes longer texts than the small one."""
+    """A run whose model reads and writes longer texts than the small one, and does not draw."""
     model = small_model()
-    config = dataclasses.replace(model.config, max_positions=TOKENS_LIMIT)
+    config = dataclasses.replace(model.config, max_positions=2048)
     path = tmp_path_factory.mktemp("runs") / "tiny" / "model"
     Model({**model.params}, config, TOKENS, model.vocabulary).save(path)
     return path
@@ -69,25 +69,43 @@ def serving(folder, data, *flags):
         process.communicate()
 
 
-def asking(client, tokens=4, **keywords):
-    config = {"max_output_tokens": tokens, "temperature": 0}
-    return client.models.generate_content_stream(model="gemini-2.5-flash", contents="a red", config=config, **keywords)
-
-
 def test_a_server_answers_drains_and_ends(folder, tmp_path):
     with serving(folder, tmp_path, "--alias", "gemini-*", "--cold") as program:
         assert "tiny, gemini-*, pollux" in program.lines[0]
-        with genai.Client(api_key="none", http_options={"base_url": program.url, "timeout": 60_000}) as client:
-            stream = asking(client, tokens=1500)
-            chunks = [next(stream)]
+        with genai.Client(api_key="none", http_options={"base_url": program.url}) as client:
+            config = {"max_output_tokens": 20, "temperature": 0}
+            expected = client.models.generate_content(model="gemini-2.5-flash", contents="a red", config=config).text
+            refused = threading.Event()
+
+            def body():
+                """Holds the request open until others have been refused."""
+                yield b'{"contents": [{"parts": [{"text": "a red"}]}],'
+                assert refused.wait(60)
+                yield b'"generationConfig": {"maxOutputTokens": 20, "temperature": 0}}'
+
+            def ask():
+                url = f"{program.url}/v1beta/models/pollux:streamGenerateContent?alt=sse"
+                answers.append(httpx.post(url, content=body(), timeout=60))
+
+            answers: list[httpx.Response] = []
+            asking = threading.Thread(target=ask)
+            asking.start()
+            until(lambda: running(program) == 1)
             program.signal(signal.SIGTERM)
             until(lambda: httpx.get(f"{program.url}/readyz").status_code == 503)
             with pytest.raises(errors.ServerError, match="shutting down"):
                 client.models.generate_content(model="pollux", contents="a")
-            chunks += stream
-        assert chunks[-1].candidates[0].finish_reason.name == "MAX_TOKENS"
-        assert chunks[-1].usage_metadata.candidates_token_count == 1500
+        refused.set()
+        asking.join()
+        chunks = [json.loads(event.removeprefix("data: ")) for event in answers[0].text.split("\r\n\r\n")[:-1]]
+        assert "".join(part["text"] for chunk in chunks for part in chunk["candidates"][0]["content"].get("parts", [])) == expected
+        assert chunks[-1]["candidates"][0]["finishReason"] == "MAX_TOKENS"
         assert program.ended() == 0
+
+
+def running(program):
+    """Requests in the server beside this one."""
+    return int(httpx.get(f"{program.url}/readyz").json()["running"])
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ class Gate:
 
     def _health(self, path: str) -> JSONResponse:
         well = path == "/healthz" or self.state == "ready"
-        return JSONResponse({"status": self.state}, status_code=200 if well else 503)
+        return JSONResponse({"status": self.state, "running": self.running}, status_code=200 if well else 503)
 
     def _refused(self) -> ApiError:
         what = "is shutting down" if self.state == "draining" else "is still loading its model"
