@@ -222,12 +222,12 @@ class _Start:
             gate.state = "warming"
             progress.update(task, description="compiling", completed=0)
             tokens = options.cache_tokens or cache_tokens(model, options.max_rows)
-            longest = min(model.config.max_positions, tokens - SPARE)
+            longest = min(model.config.longest, tokens - SPARE)
             self.engine = model.engine(EngineSettings(max_rows=options.max_rows, cache_tokens=tokens, longest=longest))
             if not options.cold:
                 self.engine.warm(lambda done, number: progress.update(task, completed=done / number))
             self.engine.start()
-        self.service.open(options.model_name, model, self.engine, {*options.alias, FRIENDLY} - {options.model_name})
+        self.service.open(options.model_name, model, self.engine, {*options.alias, FRIENDLY} - {options.model_name}, longest)
         gate.opened.wait()
         print("\n".join(welcome(options, self.port, self.service.rules.keys_required)), flush=True)
 

@@ -28,9 +28,9 @@ def cache_tokens(model: Model, rows: int, free: int | None = None) -> int:
     """
     on_cpu = jax.default_backend() == "cpu"
     free = free_bytes() if free is None else free
-    wanted = rows * (model.config.max_positions + SPARE)
+    wanted = rows * (model.config.longest + SPARE)
     if on_cpu:
-        wanted = min(wanted, max(MOST_ON_CPU, model.config.max_positions + SPARE))
+        wanted = min(wanted, max(MOST_ON_CPU, model.config.longest + SPARE))
     size = 1 if model.kv_cache_dtype else cache_dtype(model.params).itemsize
     room = int(free * (SHARE_ON_CPU if on_cpu else SHARE_ON_ACCELERATOR)) // max(sum(kv_bytes_per_token(model.config, size).values()), 1)
     if room < 1024 + SPARE:

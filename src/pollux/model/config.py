@@ -260,6 +260,13 @@ class ModelConfig:
         return self.num_groups * len(self.pattern) + len(self.tail)
 
     @property
+    def longest(self) -> int:
+        """Tokens of a text that the model can be asked about: `max_positions`, or four times as many where no layer that sees all of them
+        knows their positions (such models find a needle far beyond the length that they were trained at; see the lab notes)."""
+        seen = [layer.attention for layer in self.layers if not layer.attention.window]
+        return self.max_positions * (4 if seen and all(a.position == "none" for a in seen) else 1)
+
+    @property
     def layers(self) -> tuple[LayerConfig, ...]:
         return self.pattern * self.num_groups + self.tail
 

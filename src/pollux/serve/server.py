@@ -59,12 +59,14 @@ class Served:
     display_name: str = ""
     description: str = ""
     version: str = "001"
+    longest: int | None = None  # tokens of a prompt and its answer that the engine has room for; None: all that the model is meant for
     media: DecodedMedia = field(default_factory=DecodedMedia)
 
     @property
     def input_limit(self) -> int:
         """Tokens of a prompt and its answer together."""
-        return self.model.config.max_positions
+        most = self.model.config.longest
+        return most if self.longest is None else min(most, self.longest)
 
 
 @dataclass(eq=False)
