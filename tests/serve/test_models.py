@@ -7,7 +7,11 @@ from starlette.testclient import TestClient
 
 from pollux.content import Content, Text
 from pollux.serve.app import create_app
+from pollux.serve.models import described
+from pollux.serve.prepare import prepare
 from pollux.serve.server import Served, Server, Settings
+from pollux.serve.wire.generate import GenerateContentRequest
+from pollux.serve.wire.message import parse
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,13 @@ def test_a_model_says_what_it_can(api):
     model = api.get("/v1/models/two").json()
     assert model["name"] == "models/two" and (model["inputTokenLimit"], model["outputTokenLimit"]) == (LIMIT, 100)
     assert "generateContent" in model["supportedGenerationMethods"] and "thinking" not in model
+
+
+def test_an_engine_without_room_for_all_makes_prompts_and_answers_shorter():
+    server = Server({"small": Served("small", small_model(), None, longest=100)})
+    assert described(server, "small").input_token_limit == described(server, "small").output_token_limit == 100
+    plan = prepare(server, server.find("small"), parse(GenerateContentRequest, {"contents": [{"parts": [{"text": "a star"}]}]})[0])
+    assert len(plan.request.prompt) + plan.request.sampling.max_output_tokens == 100
 
 
 @pytest.mark.parametrize(("name", "base"), [("gemini-2.5-flash", "one"), ("gemini-9-ultra", "two")])

@@ -18,7 +18,7 @@ from pollux.generate.answer import Answer
 from pollux.generate.decode import CHUNK
 from pollux.generate.dispatch import Dispatcher, Flight, Kind, Words, landed, row_bucket
 from pollux.generate.memory import PAGE, Memory
-from pollux.generate.pages import NoPages, open_pages
+from pollux.generate.pages import NoPages, closed_pages
 from pollux.generate.prompts import bucket, unconditional_prompt
 from pollux.generate.requests import Cancelled, DeadlineExceeded, Job, Overloaded, Piece, Request
 from pollux.generate.rows import Reading, Row, drawn, longer
@@ -100,11 +100,8 @@ class Batch:
 
     def hold(self, prompt: tokens.Sequence) -> Holding:
         """Have the whole pages of a prompt read and kept, up to the last that does not end inside a medium."""
-        inside = open_pages(prompt.group, PAGE)
-        pages = next(pages for pages in range(len(prompt) // PAGE, -1, -1) if pages not in inside)
-        holding = Holding(Reading(prompt, pages * PAGE, PAGE))
-        self._holdings.append(holding)
-        return holding
+        self._holdings.append(Holding(Reading(prompt, PAGE * closed_pages(prompt.group, PAGE), PAGE)))
+        return self._holdings[-1]
 
     def step(self, patient: bool = False) -> None:
         """Admit, prefill, and launch a dispatch of every kind of rows. patient: nobody watches the tokens come, so all is read first."""

@@ -202,3 +202,9 @@ def open_pages(group: np.ndarray, page: int) -> set[int]:
     """Numbers of pages behind which no row may begin, since a two-way group goes on there. group int32 [T]."""
     ends = np.arange(page, len(group), page)
     return set((ends[(group[ends - 1] == group[ends]) & (group[ends] > 0)] // page).tolist())
+
+
+def closed_pages(group: np.ndarray, page: int) -> int:
+    """How many whole pages a row may be cut to at most, if its end must not lie inside a two-way group. group int32 [T]."""
+    inside = open_pages(group, page)
+    return next(pages for pages in range(len(group) // page, -1, -1) if pages not in inside)
