@@ -31,7 +31,10 @@ class Service:
         self.server: Server | None = None
 
     def open(self, name: str, model: Model, engine: AnyEngine, aliases: Iterable[str] = (), longest: int | None = None) -> None:
-        """Let requests in. longest: tokens of a prompt and its answer that the engine has room for. Raises ValueError if the model cannot be served under these names."""
+        """Let requests in. longest: tokens of a prompt and its answer that the engine has room for.
+
+        Raises ValueError if the model cannot be served under these names.
+        """
         self.metrics.watch({name: engine})
         served = Served(name, model, MeasuredEngine(engine, name, self.metrics, self.limits), longest=longest)
         self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer)
