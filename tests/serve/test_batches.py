@@ -28,20 +28,33 @@ def real_engine():
         yield engine
 
 
-@pytest.fixture
-def engine(real_engine):
-    return WatchedEngine(real_engine)
+@pytest.fixture(scope="module")
+def models(real_engine):
+    return {"small": Served("small", small_model(), WatchedEngine(real_engine))}
 
 
-@pytest.fixture
-def models(engine):
-    return {"small": Served("small", small_model(), engine)}
-
-
-@pytest.fixture
-def running(tmp_path, models):
-    with serving(tmp_path, models) as running:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, models):
+    with serving(tmp_path_factory.mktemp("store"), models) as running:
         yield running
+
+
+@pytest.fixture
+def engine(models):
+    """One that has seen nothing yet."""
+    models["small"].engine.renew()
+    return models["small"].engine
+
+
+@pytest.fixture
+def running(server, engine):
+    """The server, which forgets what a test made."""
+    yield server
+    server.clock.ahead = 0.0
+    for kind in ("batch", "file"):
+        for record in server.store.records.all(kind):
+            server.store.delete(record)
+    server.upkeep.changed()
 
 
 @pytest.fixture

@@ -32,15 +32,33 @@ def engine():
         yield engine
 
 
-@pytest.fixture
-def served(engine):
+@pytest.fixture(scope="module")
+def models(engine):
     return {"small": Served("small", small_model(), WatchedEngine(engine)), "other": Served("other", small_model(), engine)}
 
 
-@pytest.fixture
-def running(tmp_path, served):
-    with serving(tmp_path, served) as running:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, models):
+    with serving(tmp_path_factory.mktemp("store"), models) as running:
         yield running
+
+
+@pytest.fixture
+def served(models):
+    """The models, with an engine that has seen nothing yet."""
+    models["small"].engine.renew()
+    return models
+
+
+@pytest.fixture
+def running(server, served):
+    """The server, which forgets what a test made."""
+    yield server
+    server.clock.ahead = 0.0
+    for kind in ("cache", "file"):
+        for record in server.store.records.all(kind):
+            server.store.delete(record)
+    release_ended(server.server)
 
 
 @pytest.fixture

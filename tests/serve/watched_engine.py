@@ -18,12 +18,16 @@ class Held:
 class WatchedEngine:
     def __init__(self, engine):
         self.engine = engine
+        self._lock = threading.Lock()
+        self.renew()
+
+    def renew(self):
+        """For the next test."""
         self.requests, self.held = [], []
         self.answers = None  # how many more requests are answered; None: all
         self.cramped = False  # there is no room to hold anything
         self.full = 0  # how many more requests find the queue full
         self.silent = []  # jobs that are not answered
-        self._lock = threading.Lock()
 
     def submit(self, request, notify=None):
         with self._lock:
