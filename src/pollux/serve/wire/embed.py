@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pollux.serve.wire.content import Content
-from pollux.serve.wire.generate import ModalityTokenCount
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,10 @@ class ContentEmbedding:
 
 
 @dataclass(frozen=True)
-class EmbeddingUsage:
-    prompt_token_count: int | None = None
-    prompt_token_details: tuple[ModalityTokenCount, ...] = ()
-
-
-@dataclass(frozen=True)
 class EmbedContentResponse:
     embedding: ContentEmbedding = ContentEmbedding()
-    usage_metadata: EmbeddingUsage | None = None
 
 
 @dataclass(frozen=True)
 class BatchEmbedContentsResponse:
     embeddings: tuple[ContentEmbedding, ...] = ()
-    usage_metadata: EmbeddingUsage | None = None
