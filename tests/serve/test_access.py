@@ -10,12 +10,13 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 from google import genai
-from google.genai import errors
+from google.genai import errors, types
 from small_model import small_model
 from stored_server import until
 from whole_server import serving
 
 from pollux.serve.access import Rules, host_name
+from pollux.serve.fetch import FetchLimits
 from pollux.serve.logs import JsonLines
 from pollux.serve.server import Settings
 
@@ -33,6 +34,12 @@ def keyed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     with serving(tmp_path_factory.mktemp("page"), PAGE) as whole:
+        yield whole
+
+
+@pytest.fixture(scope="module")
+def fetching(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("fetching"), settings=Settings(fetch=FetchLimits())) as whole:
         yield whole
 
 
@@ -114,6 +121,13 @@ def test_a_key_may_read_and_write_only_so_many_tokens(keyed):
     with pytest.raises(errors.ClientError, match="20 tokens a minute") as caught:
         say(client)
     assert caught.value.code == 429
+
+
+def test_without_keys_an_address_may_ask_only_so_much(tmp_path):
+    with serving(tmp_path, Rules(keys_required=False, requests_per_minute=3, tokens_per_minute=20)) as whole:
+        say(gemini(whole, "any"), tokens=16)
+        with pytest.raises(errors.ClientError, match="20 tokens a minute"):
+            say(gemini(whole, "another"))
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "169.254.169.254", ""])
@@ -282,6 +296,14 @@ def test_a_request_that_takes_too_long_ends_with_504(tmp_path):
         with pytest.raises(errors.ServerError) as caught:
             say(gemini(whole, "any"))
         assert (caught.value.code, caught.value.status) == (504, "DEADLINE_EXCEEDED")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]"])
+def test_a_server_that_fetches_urls_does_not_fetch_from_itself(fetching, host):
+    url = f"http://{host}:{fetching.url.rpartition(':')[2]}/metrics"
+    with pytest.raises(errors.ClientError, match="may not be fetched from") as caught:
+        say(gemini(fetching, "any"), types.Part.from_uri(file_uri=url, mime_type="text/plain"))
+    assert caught.value.code == 400
 
 
 def test_a_running_stream_is_finished_while_the_server_drains(tmp_path):

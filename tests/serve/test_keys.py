@@ -120,6 +120,9 @@ def test_tokens_that_were_used_keep_a_client_out_until_they_are_earned_back(cloc
     with pytest.raises(LimitExceeded, match="60 tokens a minute") as caught:
         limits.admit("laptop", None, 60)
     assert caught.value.seconds == 40
+    with pytest.raises(LimitExceeded):
+        limits.check_tokens("laptop")
+    limits.check_tokens("phone")
     clock.now += 40.5
     limits.admit("laptop", None, 60)
     limits.admit("phone", None, None)

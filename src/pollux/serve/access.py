@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pollux.serve.errors import ApiError
 from pollux.serve.keys import Key, Keys, presented
 from pollux.serve.limits import Limits
+from pollux.serve.measure import current_tally
 from pollux.serve.openai import errors as openai
 
 _PAGE = re.compile(r"/|/page/[^/]*|/favicon\.ico")
@@ -110,9 +111,11 @@ class _Keyed:
         if key is not None:
             state["owner"] = key.name
         if scope["type"] == "websocket" or scope["method"] == "POST":
-            address = scope["client"][0] if scope.get("client") else ""
+            client = key.name if key else scope["client"][0] if scope.get("client") else ""
+            if (tally := current_tally.get()) is not None:
+                tally.client = client
             self.access.limits.admit(
-                key.name if key else address,
+                client,
                 (key and key.requests_per_minute) or rules.requests_per_minute,
                 (key and key.tokens_per_minute) or rules.tokens_per_minute,
             )

@@ -53,16 +53,26 @@ class Limits:
                     continue
                 self._per_minute[client, what] = limit
                 used = self._used(client, what)
-                if used >= limit or used + needed > limit:
-                    raise LimitExceeded(f"the limit of {limit} {what} a minute is used up", (used + needed - limit) * 60 / limit)
+                self._check(what, limit, used, needed)
                 self._buckets[client, what] = used + needed, self._clock()
             self._forget()
+
+    def check_tokens(self, client: str) -> None:
+        """Raises LimitExceeded if a client that was admitted has used up its tokens."""
+        with self._lock:
+            limit = self._per_minute.get((client, "tokens"))
+            if limit is not None:
+                self._check("tokens", limit, self._used(client, "tokens"), 0.0)
 
     def charge(self, client: str, tokens: int) -> None:
         """Count tokens that were read or written for a client whose tokens are limited."""
         with self._lock:
             if (client, "tokens") in self._per_minute:
                 self._buckets[client, "tokens"] = self._used(client, "tokens") + tokens, self._clock()
+
+    def _check(self, what: str, limit: int, used: float, needed: float) -> None:
+        if used >= limit or used + needed > limit:
+            raise LimitExceeded(f"the limit of {limit} {what} a minute is used up", (used + needed - limit) * 60 / limit)
 
     def _used(self, client: str, what: str) -> float:
         used, when = self._buckets.get((client, what), (0.0, 0.0))

@@ -1,6 +1,6 @@
 """An engine that counts: it hands every job on to another and notes when its pieces come and how many tokens it took.
 
-All ways to the model lead through `submit`, so what is counted here is counted for every route.
+All answers are written through `submit`, so what is counted here is counted for every route.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from pollux.serve.limits import Limits
 from pollux.serve.metrics import Metrics
 from pollux.serve.server import AnyEngine
 from pollux.tokens.interleave import count
+from pollux.tokens.sequence import Sequence
 
 
 @dataclass(eq=False)
 class Tally:
-    """What the jobs of one HTTP request took; the line in the log shows it."""
+    """Who sent an HTTP request or opened a session, and what its jobs took; the line in the log shows it."""
 
+    client: str = ""  # whose allowance they take from, as access.py admitted it
     prompt_tokens: int = 0
     output_tokens: int = 0
     first_token_seconds: float | None = None
@@ -37,9 +39,11 @@ class MeasuredEngine:
         self.engine, self.model, self.metrics, self.limits = engine, model, metrics, limits
 
     def submit(self, request: Request, notify: Callable[[Job], None] | None = None) -> Job:
+        """Raises what the engine raises, and LimitExceeded within a session that has used up its client's tokens."""
         return self.engine.submit(request, _Watch(self, request, notify))
 
     def hold(self, prompt: Any) -> Any:
+        _count_prompt(self, prompt)
         return self.engine.hold(prompt)
 
     def stats(self) -> Any:
@@ -51,11 +55,11 @@ class _Watch:
 
     def __init__(self, measured: MeasuredEngine, request: Request, notify: Callable[[Job], None] | None):
         self.measured, self.notify, self.tally = measured, notify, current_tally.get()
-        self.owner, self.start, self.latest, self.written, self.ended = request.owner, time.monotonic(), 0.0, 0, False
-        prompt = count(request.prompt)
-        for modality, number in prompt.items():
-            measured.metrics.tokens.labels(measured.model, "in", modality).inc(number)
-        self._charge(sum(prompt.values()), read=True)
+        self.client = self.tally.client if self.tally is not None and self.tally.client else request.owner
+        if self.tally is not None:
+            measured.limits.check_tokens(self.client)
+        self.start, self.latest, self.written, self.ended = time.monotonic(), 0.0, 0, False
+        self._charge(_count_prompt(measured, request.prompt), read=True)
 
     def __call__(self, job: Job) -> None:
         now, fresh = time.monotonic(), job.output_tokens - self.written
@@ -76,7 +80,7 @@ class _Watch:
             self.notify(job)
 
     def _charge(self, tokens: int, read: bool) -> None:
-        self.measured.limits.charge(self.owner, tokens)
+        self.measured.limits.charge(self.client, tokens)
         if self.tally is not None:
             if read:
                 self.tally.prompt_tokens += tokens
@@ -92,6 +96,14 @@ class _Watch:
         for result in job.results():
             for modality, number in result.usage.output.items():
                 metrics.tokens.labels(model, "out", modality).inc(number)
+
+
+def _count_prompt(measured: MeasuredEngine, prompt: Sequence) -> int:
+    """Count what is read, by modality; returns all tokens."""
+    tokens = count(prompt)
+    for modality, number in tokens.items():
+        measured.metrics.tokens.labels(measured.model, "in", modality).inc(number)
+    return sum(tokens.values())
 
 
 _END = {type(None): "answered", Cancelled: "cancelled", DeadlineExceeded: "too late"}
