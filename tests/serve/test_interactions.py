@@ -20,6 +20,7 @@ from pollux.serve.errors import ApiError
 from pollux.serve.interactions.asked import generate_request
 from pollux.serve.interactions.run import Run
 from pollux.serve.interactions.steps import Answer, read_input, read_steps
+from pollux.serve.server import Settings
 from pollux.serve.wire.content import Blob, FunctionCall, Part
 from pollux.serve.wire.enums import CallingMode, HarmBlockThreshold, HarmCategory, ResponseModality
 from pollux.serve.wire.interactions import CreateInteraction
@@ -170,6 +171,16 @@ def test_interactions_belong_to_the_key_that_made_them(tmp_path):
         assert mine.interactions.get(id=made.id).id == made.id
         with pytest.raises(Exception, match="404"):
             other.interactions.get(id=made.id)
+
+
+def test_interactions_take_of_the_room_of_their_owner(tmp_path):
+    with serving(tmp_path, settings=Settings(max_storage=2000)) as whole:
+        body = {"model": "pollux", "input": RED, "generation_config": FEW}
+        answers = [httpx.post(f"{whole.url}/v1/interactions", json=body) for _ in range(4)]
+        assert answers[0].status_code == 200 and answers[-1].status_code == 429
+        assert "would take more than the limit of 2000 bytes" in answers[-1].json()["error"]["message"]
+        httpx.delete(f"{whole.url}/v1/interactions/{answers[0].json()['id']}")
+        assert httpx.post(f"{whole.url}/v1/interactions", json=body).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -159,14 +159,19 @@ async def _finish(server: Server, runs: dict[str, Run], run: Run, plan: Plan, ke
 
 
 def _store(server: Server, run: Run, status: str) -> None:
-    """Make or renew the record of a run; blocks."""
+    """Make or renew the record of a run; blocks. Raises ApiError 429 if its owner has no room left for it."""
     store = store_of(server)
     content = {"data": run.data | {"status": status, "updated": rfc3339(time.time())}, "given": run.given, "steps": run.steps}
-    found = store.records.get("interaction", run.id)
-    if found is None:
-        store.records.add("interaction", run.id, content, run.owner, expires=store.clock() + LIFETIME)
-    else:
-        store.records.update(found, content)
+    size, most = len(json.dumps(content)), server.settings.max_storage
+    with store.records.transaction():
+        found = store.records.get("interaction", run.id)
+        if store.records.used(run.owner) + size - (found.size if found else 0) > most:
+            message = f"your files and interactions would take more than the limit of {most} bytes; delete some, or set store to false"
+            raise ApiError(429, "RESOURCE_EXHAUSTED", message, "STORAGE_FULL")
+        if found is None:
+            store.records.add("interaction", run.id, content, run.owner, expires=store.clock() + LIFETIME, size=size)
+        else:
+            store.records.update(found, content, size=size)
 
 
 def _forget(server: Server, run: Run) -> None:

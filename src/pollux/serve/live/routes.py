@@ -119,7 +119,7 @@ class _Connection:
     def _save(self, history: list[Content], handle: str, old: list[str]) -> None:
         store = store_of(self.server)
         data = {"history": [to_json(content) for content in history]}
-        store.records.add(_KIND, handle, data, self._owner, expires=store.clock() + RESUME_SECONDS)
+        store.records.add(_KIND, handle, data, self._owner, expires=store.clock() + RESUME_SECONDS, size=len(json.dumps(data)))
         for name in old:
             if (record := store.records.get(_KIND, name)) is not None:
                 store.delete(record)
