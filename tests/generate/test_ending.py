@@ -52,28 +52,37 @@ def test_json_is_whole_when_its_tokens_run_out(vocabulary, schema):
 def test_an_answer_that_ends_by_itself_is_left_alone(vocabulary):
     inner = constrain.json_schema({"type": "integer"}, vocabulary, vocabulary.size)
     ending = Ending(inner, vocabulary, vocabulary.size, 100).fresh()
-    for i in vocabulary.encode_text("12"):
+    ids = vocabulary.encode_text("12")
+    for i in ids:
         np.testing.assert_array_equal(ending.allowed(), inner.allowed())
         ending.accept(i)
         inner.accept(i)
-    assert not ending.closing and ending.allowed()[list(vocabulary.stops)].any()
+    assert not ending.closed(ids) and ending.allowed()[list(vocabulary.stops)].any()
 
 
-def test_closing_is_told_to_who_goes_the_same_way_again(vocabulary):
+def test_whether_an_answer_was_closed_can_be_told_from_its_ids(vocabulary):
     ending = Ending(constrain.json_schema({"type": "string"}, vocabulary, vocabulary.size), vocabulary, vocabulary.size, 30)
     ids = written(ending.fresh(), vocabulary.stops, np.random.default_rng(0), 30)
-    again = ending.fresh()
-    for i in ids[:-1]:
-        again.accept(i)
-    assert again.closing and not ending.fresh().closing
+    assert ending.closed(ids) and not ending.closed(ids[:20])
+
+
+def test_a_grammar_that_is_too_much_work_fails_where_an_id_is_accepted(vocabulary, monkeypatch):
+    inner = constrain.json_schema({"type": "string"}, vocabulary, vocabulary.size)
+    ending = Ending(inner, vocabulary, vocabulary.size, 100).fresh()
+
+    def refuse(self):
+        raise ValueError("too much work")
+
+    monkeypatch.setattr(constrain.GrammarConstraint, "allowed", refuse)
+    token = int(np.flatnonzero(ending.allowed())[0])
+    with pytest.raises(ValueError, match="too much work"):
+        ending.accept(token)
 
 
 def test_text_between_calls_is_not_ended_early(vocabulary):
     calls = constrain.calls([{"name": "f"}], vocabulary, vocabulary.size, "AUTO")
-    ending = Ending(calls, vocabulary, vocabulary.size, 20).fresh()
-    for i in vocabulary.encode_text("a big red circle")[:19]:
-        ending.accept(i)
-    assert not ending.closing
+    ending = Ending(calls, vocabulary, vocabulary.size, 20)
+    assert not ending.closed(vocabulary.encode_text("a big red circle is left of it")[:19])
 
 
 def test_a_call_is_whole_when_its_tokens_run_out(vocabulary):

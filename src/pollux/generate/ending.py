@@ -8,6 +8,7 @@ Shapes: V vocabulary of the model.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -22,7 +23,7 @@ _SPACES = "\u0120\u010a\u0109\u010d\u2581 \n\t\r"  # a space and a new line as t
 
 
 class Ending:
-    """A Constraint of requests.py around that of a grammar, for answers of at most `most` tokens. `closing`: it has come to that.
+    """A Constraint of requests.py around that of a grammar, for answers of at most `most` tokens.
 
     Where the answer may end at once, as in free text between calls, nothing is done.
     """
@@ -31,22 +32,37 @@ class Ending:
         self._inner, self._order, self._stops = inner, _order(vocabulary, vocab_size), frozenset(vocabulary.stops)
         self._most, self._left, self._look_at = most, most, most
         self._way: list[int] = []
-        self.closing = False
+        self._closing = False
+        self._first = self._mask = inner.allowed()
         self._slack = min(len(self._way_out() or ()), most // SLACK)
 
     def fresh(self) -> Ending:
         copy = object.__new__(Ending)
-        copy.__dict__.update(self.__dict__, _inner=self._inner.fresh(), _left=self._most, _look_at=self._most, _way=[], closing=False)
+        start = {"_left": self._most, "_look_at": self._most, "_way": [], "_closing": False, "_mask": self._first}
+        copy.__dict__.update(self.__dict__, _inner=self._inner.fresh(), **start)
         return copy
 
     def allowed(self) -> np.ndarray:
-        if not self._way:
-            return self._inner.allowed()
-        only = np.zeros(len(self._order), bool)
-        only[self._way[0]] = True
-        return only
+        return self._mask
 
     def accept(self, token: int) -> None:
+        """Step over an id. Raises ValueError if it was not allowed, or if it is too much work to say what may follow it."""
+        self._step(token)
+        if self._way:
+            self._mask = np.zeros(len(self._order), bool)
+            self._mask[self._way[0]] = True
+        elif token not in self._stops:
+            self._mask = self._inner.allowed()
+
+    def closed(self, ids: Iterable[int]) -> bool:
+        """Whether it has come to that in a whole answer."""
+        again = self.fresh()
+        for i in ids:
+            if i not in self._stops:
+                again._step(i)
+        return again._closing
+
+    def _step(self, token: int) -> None:
         self._inner.accept(token)
         self._left -= 1
         if self._way:
@@ -59,7 +75,7 @@ class Ending:
         way = self._way_out()
         spare = self._left - len(way or ()) - self._slack
         if way is not None and len(way) > 1 and spare <= 0:
-            self._way, self.closing = way, True
+            self._way, self._closing = way, True
         self._look_at = self._left - max(1, spare // 2)
 
     def _way_out(self) -> list[int] | None:
@@ -67,7 +83,10 @@ class Ending:
         walker = self._inner.copy()
         way: list[int] = []
         while len(way) < LONGEST:
-            mask = walker.allowed()
+            try:
+                mask = walker.allowed()
+            except ValueError:  # the grammar is too much work there; the answer itself may go elsewhere
+                return None
             token = int(np.argmin(np.where(mask, self._order, np.iinfo(np.int32).max)))
             if not mask[token]:
                 return None

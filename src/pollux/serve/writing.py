@@ -106,15 +106,9 @@ class Writing:
             self._top += [TopCandidates(tuple(self._token(*pair) for pair in pairs)) for pairs in piece.top]
 
     def _was_cut_short(self) -> bool:
-        """Whether the constraint closed the answer because its tokens ran out, which it tells who goes the same way again."""
+        """Whether the constraint closed the answer because its tokens ran out."""
         constraint = self.plan.request.constraint
-        if not isinstance(constraint, Ending):
-            return False
-        again = constraint.fresh()
-        for i in self._ids:
-            if i not in self._vocabulary.stops:
-                again.accept(i)
-        return again.closing
+        return isinstance(constraint, Ending) and constraint.closed(self._ids)
 
     def _token(self, i: int, logprob: float) -> TokenLogprob:
         return TokenLogprob(self._vocabulary.decode([i]), i, float(logprob))
