@@ -52,6 +52,15 @@ def test_the_list_comes_in_pages_that_end(api):
         assert api.get("/v1beta/models", params=wrong).status_code == 400
 
 
+def test_a_method_that_no_model_has_is_a_404(api):
+    response = api.post("/v1beta/models/veo-3:predictLongRunning", json={})
+    assert response.status_code == 404 and "models/veo-3 is not found for API version v1beta" in response.json()["error"]["message"]
+
+
+def test_models_cannot_be_changed(api):
+    assert api.patch("/v1beta/models/one", json={}).status_code == 405 and api.delete("/v1beta/models/nobody").status_code == 404
+
+
 def test_an_alias_must_stand_for_a_model():
     with pytest.raises(ValueError, match="the alias a stands for b, which is not served"):
         Server({}, {"a": "b"})

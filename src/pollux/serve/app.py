@@ -61,7 +61,7 @@ def create_app(server: Server) -> Starlette:
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
     areas = (openai, generate, interactions, embeddings, batches, caches, models, files, tokens)
-    return [route for area in areas for route in area.routes(server)]
+    return [*(route for area in areas for route in area.routes(server)), *models.last_routes(server)]
 
 
 def root_routes(server: Server) -> list[BaseRoute]:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
-from pollux.serve.errors import ApiError, invalid
+from pollux.serve.errors import ApiError, invalid, not_found
 from pollux.serve.prepare import MAX_TEMPERATURE, can_think
 from pollux.serve.server import Served, Server
 from pollux.serve.wire.message import to_json
@@ -67,6 +67,17 @@ def routes(server: Server) -> list[BaseRoute]:
         Route("/models/{model}", change, methods=["PATCH", "DELETE"]),
         Route("/tunedModels", get_tuned),
     ]
+
+
+def last_routes(server: Server) -> list[BaseRoute]:
+    """For what no other route takes: methods of models that do not exist here, said in the words of the original."""
+
+    async def unknown(request: Request) -> JSONResponse:
+        model, method = request.path_params["model"], request.path_params["method"]
+        version = request.scope.get("root_path", "").rpartition("/")[2]
+        raise not_found(f"models/{model} is not found for API version {version}, or is not supported for {method}.")
+
+    return [Route("/models/{model}:{method}", unknown, methods=["POST"])]
 
 
 def listed(server: Server) -> list[str]:
