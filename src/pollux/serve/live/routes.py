@@ -103,8 +103,8 @@ class _Connection:
         await self.websocket.send_text(json.dumps(await self.server.run(to_json, message), ensure_ascii=False))
 
     async def _fail(self, error: Exception) -> None:
-        found = api_error(error)
         if self.websocket.application_state == self.websocket.client_state == WebSocketState.CONNECTED:
+            found = api_error(error)
             await self.websocket.close(_CODES.get(found.code, 1011), found.message.encode()[:120].decode(errors="ignore"))
 
     async def _keep(self, history: list[Content]) -> None:
