@@ -84,9 +84,7 @@ class Batch:
         prompt, answer = len(request.prompt), request.sampling.max_output_tokens
         longest = self._settings.longest or self._room
         if prompt + answer > longest:
-            raise ValueError(
-                f"a prompt of {prompt} tokens and an answer of up to {answer} are more than the {longest} tokens there is room for"
-            )
+            raise ValueError(f"a prompt of {prompt} tokens and an answer of up to {answer} are more than the {longest} there is room for")
         if len(request.excluded) > 4:
             raise ValueError(f"{len(request.excluded)} ids are excluded, but at most 4 can be")
         if request.sampling.guidance != 1:
