@@ -359,8 +359,7 @@ class Batch:
 
     def _land(self, flight: Flight) -> None:
         """Take what a dispatch wrote to its rows and their jobs."""
-        jobs: dict[Job, None] = {}
-        most = 0
+        jobs, most = dict[Job, None](), 0
         for row, words in landed(flight):
             if row.lost or row.answer.finish_reason:
                 continue
