@@ -62,7 +62,7 @@ class Batch:
         self._holdings: collections.deque[Holding] = collections.deque()
         self._numbers = list(range(settings.max_rows))
         self._flights: dict[Kind, Flight] = {}
-        self._step_seconds: dict[tuple[Kind, int], float] = {}
+        self._paces: dict[tuple[Kind, int], int] = {}  # steps of a dispatch, by kind and number of rows
         self._landed_at = 0.0
 
     @property
@@ -346,16 +346,18 @@ class Batch:
         row.job.tell()
 
     def _steps(self, kind: Kind, rows: int) -> int:
-        """Tokens of the next dispatch: one if the host must look at each, else so many that it takes about the wanted time."""
-        if kind.constrained:
-            return 1
-        seconds = self._step_seconds.get((kind, row_bucket(rows)), 0.0)
-        return CHUNK if not seconds else max(1, min(CHUNK, int(self._settings.dispatch_seconds / seconds)))
+        """Tokens of the next dispatch: one if the host must look at each, else as many as keep to the wanted time."""
+        return 1 if kind.constrained else self._paces.get((kind, row_bucket(rows)), CHUNK)
+
+    def _pace(self, flight: Flight, seconds: float) -> None:
+        """A dispatch came `seconds` after the one before: the next may be longer, or has to be shorter."""
+        key, wanted = (flight.kind, row_bucket(len(flight.rows))), self._settings.dispatch_seconds
+        steps = self._paces.get(key, CHUNK)
+        self._paces[key] = min(CHUNK, steps + 1) if seconds < wanted else max(1, steps // 2) if seconds > 2 * wanted else steps
 
     def _land(self, flight: Flight) -> None:
         """Take what a dispatch wrote to its rows and their jobs."""
-        jobs: dict[Job, None] = {}
-        most = 0
+        jobs, most = dict[Job, None](), 0
         for row, words in landed(flight):
             if row.lost or row.answer.finish_reason:
                 continue
@@ -370,11 +372,8 @@ class Batch:
                 self._take_pages(row)
                 self.rows.remove(row)
         now = time.perf_counter()
-        if most:
-            key = flight.kind, row_bucket(len(flight.rows))
-            seconds = (now - max(flight.launched_at, self._landed_at)) / most
-            # The first time includes compiling, and others may be disturbed: slow ones count little.
-            self._step_seconds[key] = min(seconds, 1.2 * self._step_seconds.get(key, seconds))
+        if most == self._steps(flight.kind, len(flight.rows)):  # not one that was cut short
+            self._pace(flight, now - max(flight.launched_at, self._landed_at))
         self._landed_at = now
         for job in jobs:
             job.tell()

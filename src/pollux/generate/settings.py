@@ -16,7 +16,7 @@ class EngineSettings:
     chunk: int = 256  # tokens that are read at once
     longest: int | None = None  # tokens of a prompt with its answer, at most; None: what the cache has room for
     max_queue: int = 1024  # requests that wait
-    dispatch_seconds: float = 0.04  # about how long rows write before their tokens are shown
+    dispatch_seconds: float = 0.1  # about how long rows write before their tokens are shown
     kv_cache_dtype: CacheDtype | None = None
 
     def __post_init__(self):

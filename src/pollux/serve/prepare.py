@@ -91,7 +91,7 @@ def prepare(
         raise invalid(f"The input token count ({len(prompt)}) exceeds the maximum number of tokens allowed ({limit - 1}).")
     sampling = _sampling(server, served.model, config, limit - len(prompt))
     constraint = _constraint(served.model, asked, modalities, sampling.max_output_tokens)
-    excluded = _never_drawn(served.model) if ResponseModality.IMAGE not in modalities else ()
+    excluded = _never_opened(served.model, draws=ResponseModality.IMAGE in modalities, calls=bool(tools))
     timeout = min(server.settings.timeout, caller.timeout or server.settings.timeout)
     request = Request(
         prompt,
@@ -180,10 +180,11 @@ def _check_search(asked: GenerateContentRequest, ignored: list[str]) -> None:
     ignored += [f"tools[{i}].googleSearch" for i in searching]
 
 
-def _never_drawn(model: Model) -> tuple[int, ...]:
-    """The id that would begin a drawing, if the model has one."""
+def _never_opened(model: Model, draws: bool, calls: bool) -> tuple[int, ...]:
+    """The ids that would begin a drawing or a call where none is wanted."""
     assert model.vocabulary is not None
-    return tuple(i for name, i in model.vocabulary.specials.items() if name == "<draw>")
+    unwanted = {name for name, wanted in (("<draw>", draws), ("<call>", calls)) if not wanted}
+    return tuple(i for name, i in model.vocabulary.specials.items() if name in unwanted)
 
 
 def _sampling(server: Server, model: Model, config: GenerationConfig, room: int) -> Sampling:
