@@ -38,3 +38,4 @@ lint: $(DEVELOPMENT)
 bench: $(DEVELOPMENT)
 	.venv/bin/python benchmarks/training_step.py --no-bfloat16
 	.venv/bin/python benchmarks/decoding.py $(if $(LLAMA),--llama $(LLAMA))
+	test ! -d runs/quickstart/model || .venv/bin/python benchmarks/serving.py runs/quickstart/model
