@@ -7,7 +7,7 @@ import pytest
 
 from pollux.content import Audio, Content, FunctionCall, FunctionResponse, Image, Text, Video
 from pollux.media import encode_image
-from pollux.serve.content import read_contents, read_system, write_part
+from pollux.serve.content import joined, read_contents, read_system, write_part
 from pollux.serve.errors import ApiError
 from pollux.serve.fetch import Fetched, FetchLimits
 from pollux.serve.server import Server, Settings
@@ -121,6 +121,12 @@ def test_a_url_is_fetched_if_the_operator_lets_it(monkeypatch):
 def test_a_system_instruction_may_name_any_role():
     said = parse(WireContent, {"role": "nobody", "parts": [{"text": "be brief"}]})[0]
     assert read_system(SERVER, said, "systemInstruction") == [Content("system", (Text("be brief"),))]
+
+
+def test_turns_of_one_role_in_a_row_can_be_joined():
+    a, b, c = Text("a"), Text("b"), Text("c")
+    made = joined([Content("user", (a,)), Content("user", (b, c)), Content("model", (a,)), Content("user", (b,))])
+    assert made == [Content("user", (a, b, c)), Content("model", (a,)), Content("user", (b,))]
 
 
 def test_parts_of_answers():

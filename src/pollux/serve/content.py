@@ -47,6 +47,12 @@ def read_system(server: Server, instruction: Content, where: str, owner: str = "
     return [content.Content("system", tuple(parts))] if parts else []
 
 
+def joined(turns: Iterable[content.Content]) -> list[content.Content]:
+    """Turns of the same role in a row as one, for chat templates that want roles to take turns; the API does not ask for it."""
+    runs = itertools.groupby(turns, key=lambda turn: turn.role)
+    return [content.Content(role, tuple(part for turn in run for part in turn.parts)) for role, run in runs]
+
+
 def write_part(part: content.Part) -> Part:
     """A part of an answer. A picture becomes a PNG: blocks."""
     if isinstance(part, content.Text):

@@ -18,7 +18,7 @@ from pollux.generate.model import Model
 from pollux.generate.requests import Constraint, Request
 from pollux.generate.sampler import Sampling
 from pollux.serve import schema
-from pollux.serve.content import read_contents, read_system
+from pollux.serve.content import joined, read_contents, read_system
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.safety import Safety, Verdict, read_settings
 from pollux.serve.server import Served, Server
@@ -117,6 +117,8 @@ def write_prompt(
     if model.vocabulary is None:
         raise ApiError(400, "FAILED_PRECONDITION", f"models/{served.name} has no tokenizer, so it reads no contents")
     tokens_config = _resolved(model.tokens_config, config.media_resolution)
+    if model.vocabulary.template is not None:
+        turns = joined(turns)
     turns = served.media.turns(turns, tokens_config, model.limits)
     return encode_prompt(turns, model.vocabulary, tokens_config, model.codec, model.limits, variables)
 
