@@ -35,6 +35,7 @@ import tyro
 
 HERE = Path(__file__).resolve().parent
 ALLOW_LIST = HERE.parent / "tests" / "serve" / "client_allow_list.txt"
+ANSWER = 512  # tokens; a small model that is asked for JSON goes on as long as it may
 PACKAGES = ("pytest", "pytest-asyncio", "mcp", "pillow", "httpx", "requests")
 FOLDERS = (
     "shared",
@@ -184,20 +185,8 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "pollux.cli",
-        "serve",
-        folder,
-        "--port",
-        str(port),
-        "--data",
-        str(work / "data"),
-        "--alias",
-        "gemini-*",
-    ]
-    process = subprocess.Popen(command, stdout=sys.stderr)
+    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "--max-output-tokens", str(ANSWER)]
+    process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
         try:
