@@ -7,10 +7,9 @@ host looks at what the one before it wrote.
 from __future__ import annotations
 
 import collections
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from pollux.generate.memory import PAGE, Memory
 from pollux.generate.pages import NoPages, closed_pages
 from pollux.generate.prompts import bucket, unconditional_prompt
 from pollux.generate.requests import Cancelled, DeadlineExceeded, Job, Overloaded, Piece, Request
-from pollux.generate.rows import Reading, Row, drawn, longer
+from pollux.generate.rows import Holding, Reading, Row, drawn, longer
 from pollux.generate.schedule import Queue, is_hopeless
 from pollux.generate.settings import EngineSettings
 from pollux.tokens import sequence as tokens
@@ -30,15 +29,6 @@ from pollux.tokens.vocabulary import Vocabulary
 
 GROWN_TOKENS = 2**17  # a cache that grows as needed stops growing here
 FIRST_TOKENS = 256  # of each row that it has room for at first, unless its answer cannot become so long
-
-
-@dataclass(eq=False)
-class Holding:
-    """A prompt whose pages are to be kept."""
-
-    reading: Reading
-    ended: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
 
 
 class Batch:
@@ -107,9 +97,13 @@ class Batch:
             self.commands.popleft()()
         self._drop_hopeless()
         self._admit()
-        # Reading takes about as long as rows may wait for their next tokens.
-        until = float("inf") if patient else time.perf_counter() + self._settings.dispatch_seconds / 2
-        while self._prefill() and (time.perf_counter() < until or not self._ready()):
+        # Reading takes about as long as rows may wait for their next tokens; those that nobody watches wait until all is read.
+        until = time.perf_counter() + self._settings.dispatch_seconds / 2
+        while self._prefill():
+            if not patient and self._ready():
+                self.dispatcher.memory.wait()
+                if time.perf_counter() > until:
+                    break
             self._admit()
         self._decode()
 
@@ -270,6 +264,7 @@ class Batch:
         if self.dispatcher.draft is not None:
             did |= self._read(self.dispatcher.draft, [(row.draft, row.number) for row in self.rows if row.draft])
         for holding in [holding for holding in self._holdings if holding.error is not None or not holding.reading.unfinished]:
+            self.dispatcher.memory.wait()
             self._holdings.remove(holding)
             holding.ended.set()
         return did

@@ -162,6 +162,10 @@ class Memory:
         """Compile a prefill."""
         self._prefill(_no_inputs(*shape, self.config.d_model), [None] * shape[0], slots, [self.rows] * shape[0])
 
+    def wait(self) -> None:
+        """Until what was read is in the cache."""
+        jax.block_until_ready(self.cache)
+
     def _prefill(self, inputs: Inputs, readings: Sequence[Reading | None], slots: int, numbers: Sequence[int]) -> None:
         self.cache = prefill(self.params, self.config, inputs, self.view(readings, slots, numbers)).pages
 

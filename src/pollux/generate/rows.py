@@ -6,8 +6,9 @@ Shapes: B rows, V vocabulary, N soft tokens, D model, M pages of a row.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -64,6 +65,15 @@ class Reading:
         features, index = self.soft
         own = slice(*np.searchsorted(index, [start, end]))
         return features[own], index[own] - start
+
+
+@dataclass(eq=False)
+class Holding:
+    """A prompt whose pages are to be kept."""
+
+    reading: Reading
+    ended: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
 
 
 @dataclass(eq=False)
