@@ -64,7 +64,7 @@ def client(running):
 
 @pytest.fixture
 def http(running):
-    with httpx.Client(base_url=running.url) as client:
+    with httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
 
 
@@ -181,7 +181,10 @@ def test_a_batch_goes_on_after_a_restart_and_asks_nothing_twice(tmp_path, real_e
     requests = [request(f"{text} {i}") for i in range(4) for text in TEXTS]
     first, second = WatchedEngine(real_engine), WatchedEngine(real_engine)
     first.answers = 5
-    with serving(tmp_path, {"small": Served("small", small_model(), first)}) as running, httpx.Client(base_url=running.url) as http:
+    with (
+        serving(tmp_path, {"small": Served("small", small_model(), first)}) as running,
+        httpx.Client(base_url=running.url, timeout=60) as http,
+    ):
         body = inline(*({"request": one} for one in requests))
         if from_file:
             client = genai.Client(api_key="any", http_options={"base_url": running.url})
@@ -191,7 +194,10 @@ def test_a_batch_goes_on_after_a_restart_and_asks_nothing_twice(tmp_path, real_e
         name = create(http, body)
         until(lambda: http.get(f"/v1beta/{name}").json()["metadata"]["batchStats"].get("successfulRequestCount") == "5")
         assert http.get(f"/v1beta/{name}").json()["metadata"]["state"] == "BATCH_STATE_RUNNING"
-    with serving(tmp_path, {"small": Served("small", small_model(), second)}) as running, httpx.Client(base_url=running.url) as http:
+    with (
+        serving(tmp_path, {"small": Served("small", small_model(), second)}) as running,
+        httpx.Client(base_url=running.url, timeout=60) as http,
+    ):
         done = ended(http, name)
         assert done["metadata"]["batchStats"] == {"requestCount": "12", "successfulRequestCount": "12"}
         assert len(second.requests) == 7
@@ -206,12 +212,12 @@ def test_a_batch_goes_on_after_a_restart_and_asks_nothing_twice(tmp_path, real_e
 
 def test_an_engine_that_ends_leaves_its_requests_for_the_next_start(tmp_path, engine, models, real_engine):
     engine.answers = 0
-    with serving(tmp_path, models) as running, httpx.Client(base_url=running.url) as http:
+    with serving(tmp_path, models) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         name = create(http, inline(*({"request": request(text)} for text in TEXTS)))
         until(lambda: len(engine.silent) == 3)
         engine.end()
     engine.answers = None
-    with serving(tmp_path, models) as running, httpx.Client(base_url=running.url) as http:
+    with serving(tmp_path, models) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         assert len(texts(responses(ended(http, name)))) == 3
 
 
@@ -283,7 +289,7 @@ def test_a_batch_that_takes_two_days_expires(http, engine, running):
 
 def test_batches_of_one_priority_take_turns_and_a_higher_one_goes_first(tmp_path, engine, models):
     engine.answers = 0
-    with serving(tmp_path, models, Settings(batch_requests=1)) as running, httpx.Client(base_url=running.url) as http:
+    with serving(tmp_path, models, Settings(batch_requests=1)) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         create(http, inline({"request": request("blocks")}, priority=9))
         until(lambda: len(engine.silent) == 1)
         names = [create(http, inline(*({"request": request(f"{who} {i}")} for i in range(2)))) for who in "ab"]

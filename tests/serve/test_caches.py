@@ -68,7 +68,7 @@ def client(running):
 
 @pytest.fixture
 def http(running):
-    with httpx.Client(base_url=running.url) as client:
+    with httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
 
 

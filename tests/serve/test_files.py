@@ -49,7 +49,7 @@ def running(tmp_path_factory):
 
 @pytest.fixture
 def http(running):
-    with httpx.Client(base_url=running.url) as client:
+    with httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
 
 
@@ -164,7 +164,7 @@ def test_a_later_request_takes_an_upload_over_from_one_that_hangs(http, running,
 
     def hang():
         headers = {"X-Goog-Upload-Command": "upload", "X-Goog-Upload-Offset": "0"}
-        answers.append(httpx.post(url, headers=headers, content=hanging()))
+        answers.append(httpx.post(url, headers=headers, content=hanging(), timeout=60))
 
     thread = threading.Thread(target=hang)
     thread.start()
@@ -183,7 +183,7 @@ def test_concurrent_uploads_do_not_mix(running):
     found = {}
 
     def put(i):
-        with httpx.Client(base_url=running.url) as http:
+        with httpx.Client(base_url=running.url, timeout=60) as http:
             url = start(http, len(pictures[i])).headers["x-goog-upload-url"]
             half = len(pictures[i]) // 2
             send(http, url, pictures[i][:half], 0)
@@ -253,7 +253,7 @@ def test_what_is_too_large_is_refused_before_it_comes(http, running):
 
 
 def test_all_files_of_one_owner_have_a_limit(tmp_path):
-    with serving(tmp_path, settings=Settings(max_storage=1000)) as running, httpx.Client(base_url=running.url) as http:
+    with serving(tmp_path, settings=Settings(max_storage=1000)) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         first = upload(http, b"x" * 600, "text/plain")
         assert error_of(start(http, 500)) == (429, "RESOURCE_EXHAUSTED")
         http.delete("/v1beta/" + first["name"])
@@ -306,16 +306,16 @@ def test_a_file_being_checked_cannot_be_used_yet(http, running, monkeypatch):
 
 
 def test_an_interrupted_check_goes_on_at_the_next_start(tmp_path, monkeypatch):
-    with serving(tmp_path) as running, httpx.Client(base_url=running.url) as http:
+    with serving(tmp_path) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         file = upload(http, png())
         record = running.store.records.get("file", file["name"].removeprefix("files/"))
         running.store.records.update(record, {"state": "PROCESSING"})
-    with serving(tmp_path) as running, httpx.Client(base_url=running.url) as http:
+    with serving(tmp_path) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         until(lambda: http.get("/v1beta/" + file["name"]).json()["state"] == "ACTIVE")
 
 
 def test_the_list_goes_page_by_page_from_the_newest(tmp_path):
-    with serving(tmp_path) as running, httpx.Client(base_url=running.url) as http:
+    with serving(tmp_path) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         assert http.get("/v1beta/files").json() == {}
         names = [upload(http, b"text", "text/plain")["name"] for _ in range(5)]
         client = genai.Client(api_key="any", http_options={"base_url": running.url})
@@ -346,7 +346,7 @@ def test_a_file_is_only_its_owners(tmp_path):
 
         return serve
 
-    with serving(tmp_path, wrap=owned) as running, httpx.Client(base_url=running.url, headers={"x-owner": "ann"}) as http:
+    with serving(tmp_path, wrap=owned) as running, httpx.Client(base_url=running.url, timeout=60, headers={"x-owner": "ann"}) as http:
         file = upload(http, png())
         assert len(http.get("/v1beta/files").json()["files"]) == 1
         others = {"x-owner": "bob"}

@@ -30,10 +30,10 @@ def test_files_lie_in_the_object_store_and_are_fetched_when_they_are_used(tmp_pa
         client = genai.Client(api_key="any", http_options={"base_url": running.url})
         file = client.files.upload(file=io.BytesIO(b"a text"), config={"mime_type": "text/plain"})
         assert len(objects()) == 1 and not list((tmp_path / "media").iterdir())
-        assert httpx.get(f"{running.url}/v1beta/{file.name}:download").content == b"a text"
+        assert httpx.get(f"{running.url}/v1beta/{file.name}:download", timeout=60).content == b"a text"
     with serving(tmp_path, objects=url) as running:
         assert open_media(running.server, file.uri)[0].read_text() == "a text"
-        httpx.delete(f"{running.url}/v1beta/{file.name}").raise_for_status()
+        httpx.delete(f"{running.url}/v1beta/{file.name}", timeout=60).raise_for_status()
         assert not objects() and not list((tmp_path / "media").iterdir())
 
 
@@ -45,18 +45,18 @@ def test_a_store_that_does_not_answer_makes_no_file_and_the_upload_goes_on_later
             "X-Goog-Upload-Command": "start",
             "X-Goog-Upload-Header-Content-Type": "text/plain",
         }
-        upload = httpx.post(f"{running.url}/upload/v1beta/files", headers=headers, json={}).headers["x-goog-upload-url"]
+        upload = httpx.post(f"{running.url}/upload/v1beta/files", headers=headers, json={}, timeout=60).headers["x-goog-upload-url"]
         finalize = {"X-Goog-Upload-Command": "upload, finalize", "X-Goog-Upload-Offset": "0"}
 
         def refuse(*_):
             raise PermissionError("no such credentials")
 
         monkeypatch.setattr(running.store._media._remote, "put_file", refuse, raising=False)
-        answer = httpx.post(upload, headers=finalize, content=b"a text")
+        answer = httpx.post(upload, headers=finalize, content=b"a text", timeout=60)
         assert (answer.status_code, answer.json()["error"]["status"]) == (503, "UNAVAILABLE")
-        assert httpx.get(f"{running.url}/v1beta/files").json() == {} and not objects()
+        assert httpx.get(f"{running.url}/v1beta/files", timeout=60).json() == {} and not objects()
         monkeypatch.undo()
-        file = httpx.post(upload, headers=finalize, content=b"a text").json()["file"]
+        file = httpx.post(upload, headers=finalize, content=b"a text", timeout=60).json()["file"]
         assert open_media(running.server, file["uri"])[0].read_text() == "a text"
 
 

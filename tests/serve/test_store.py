@@ -26,16 +26,16 @@ def begin(url, size):
         "X-Goog-Upload-Header-Content-Length": str(size),
         "X-Goog-Upload-Header-Content-Type": "application/octet-stream",
     }
-    place = httpx.post(f"{url}/upload/v1beta/files", headers=headers, json={}).headers["x-goog-upload-url"]
+    place = httpx.post(f"{url}/upload/v1beta/files", headers=headers, json={}, timeout=60).headers["x-goog-upload-url"]
     return place.removeprefix(url)
 
 
 def send(url, data, offset, command="upload"):
-    return httpx.post(url, headers={"X-Goog-Upload-Command": command, "X-Goog-Upload-Offset": str(offset)}, content=data)
+    return httpx.post(url, headers={"X-Goog-Upload-Command": command, "X-Goog-Upload-Offset": str(offset)}, content=data, timeout=60)
 
 
 def received(url):
-    return int(httpx.post(url, headers={"X-Goog-Upload-Command": "query"}).headers["x-goog-upload-size-received"])
+    return int(httpx.post(url, headers={"X-Goog-Upload-Command": "query"}, timeout=60).headers["x-goog-upload-size-received"])
 
 
 def test_files_are_there_and_uploads_go_on_after_the_server_was_killed(tmp_path):
@@ -55,8 +55,8 @@ def test_files_are_there_and_uploads_go_on_after_the_server_was_killed(tmp_path)
         with pytest.raises(httpx.TransportError):
             send(url + place, endless(), cut, "upload, finalize")
     with serving(tmp_path) as running:
-        assert httpx.get(f"{running.url}/v1beta/{done['name']}").json() | {"uri": ""} == done | {"uri": ""}
-        assert httpx.get(f"{running.url}/v1beta/{done['name']}:download").content == data[:1000]
+        assert httpx.get(f"{running.url}/v1beta/{done['name']}", timeout=60).json() | {"uri": ""} == done | {"uri": ""}
+        assert httpx.get(f"{running.url}/v1beta/{done['name']}:download", timeout=60).content == data[:1000]
         assert received(running.url + place) == cut
         file = send(running.url + place, data[cut:], cut, "upload, finalize").json()["file"]
         record = running.store.records.get("file", file["name"].removeprefix("files/"))
@@ -113,9 +113,9 @@ def test_the_last_of_the_disk_is_for_records_so_that_files_can_be_deleted(tmp_pa
         disk = os.statvfs(tmp_path)
         monkeypatch.setattr("pollux.serve.store._RESERVE", disk.f_blocks * disk.f_frsize)
         headers = {"X-Goog-Upload-Protocol": "resumable", "X-Goog-Upload-Header-Content-Length": "100"}
-        assert httpx.post(f"{running.url}/upload/v1beta/files", headers=headers, json={}).status_code == 507
+        assert httpx.post(f"{running.url}/upload/v1beta/files", headers=headers, json={}, timeout=60).status_code == 507
         assert send(running.url + places[1], b"x" * MEGABYTE, MEGABYTE, "upload, finalize").status_code == 507
-        assert httpx.delete(f"{running.url}/v1beta/{file['name']}").status_code == 200
+        assert httpx.delete(f"{running.url}/v1beta/{file['name']}", timeout=60).status_code == 200
         monkeypatch.undo()
         assert send(running.url + places[1], b"x" * MEGABYTE, MEGABYTE, "upload, finalize").status_code == 200
 
@@ -145,7 +145,7 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path):
         assert send(url + place, b"x" * (2 * MEGABYTE), 0).status_code == 200
         assert send(url + place, b"x" * (3 * MEGABYTE), 2 * MEGABYTE).status_code == 507
         assert received(url + place) == 2 * MEGABYTE
-        assert httpx.get(f"{url}/v1beta/files").status_code == 200
+        assert httpx.get(f"{url}/v1beta/files", timeout=60).status_code == 200
 
 
 def test_a_database_that_cannot_grow_says_so_and_is_whole_afterwards(tmp_path):
