@@ -42,7 +42,7 @@ def test_the_longest_conversation_fits_into_the_cache(long_model):
     engine = long_model.engine(EngineSettings(max_rows=1, cache_tokens=tokens, longest=min(8192, tokens - SPARE)))
     prompt = long_model.prompt("a")
     engine.submit(Request(prompt, Sampling(max_output_tokens=8192 - len(prompt))))
-    with pytest.raises(ValueError, match="more than the 8192 tokens"):
+    with pytest.raises(ValueError, match="more than the 8192 there is room for"):
         engine.submit(Request(prompt, Sampling(max_output_tokens=8193 - len(prompt))))
 
 

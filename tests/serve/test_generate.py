@@ -96,7 +96,8 @@ def said(chunks, index=0):
 
 
 def test_an_answer_is_what_the_model_says_to_the_contents(api, engine):
-    expected = small_model().generate([Content("user", (Text(HELLO[0]["parts"][0]["text"]),))], max_output_tokens=12, temperature=0)
+    model, hello = small_model(), [Content("user", (Text(HELLO[0]["parts"][0]["text"]),))]
+    expected = model.generate(hello, max_output_tokens=12, temperature=0)
     answer = generate(api)
     candidate = answer["candidates"][0]
     assert text_of(answer) == expected.text and candidate["content"]["role"] == "model" and candidate["index"] == 0
