@@ -285,8 +285,7 @@ def allow(results: list[dict[str, Any]], version: str) -> None:
     tests = allowed()
     tests[version] |= {result["test"] for result in results if result["sent"] and result["outcome"] == "passed"}
     head = [
-        "# The tests of google-genai that must pass: version, test. Checked and written (--allow) by benchmarks/client_tests.py.",
-        "# Left out are those that depend on what a model says.",
+        "# The tests of google-genai that must pass with the quick-start model; benchmarks/client_tests.py checks them, --allow adds some."
     ]
     names = [f"{version} {name}" for version in sorted(tests) for name in sorted(tests[version])]
     ALLOW_LIST.write_text("\n".join([*head, *names]) + "\n")
