@@ -1,0 +1,78 @@
+"""A live session without its socket: what it keeps of an answer that is broken off is what the client was sent."""
+
+import asyncio
+
+import pytest
+from small_model import running, small_model
+
+from pollux.serve.live.session import Session
+from pollux.serve.prepare import Caller
+from pollux.serve.server import Served, Server
+from pollux.serve.wire.generate import GenerationConfig
+from pollux.serve.wire.live import ClientMessage, RealtimeInput, Setup
+
+
+class Client:
+    """Takes what it is sent; the first piece of an answer hangs until it is let go, before or after the client has it."""
+
+    def __init__(self, hangs_before):
+        self.hangs_before = hangs_before
+        self.messages, self.errors = [], []
+        self.hanging, self.let_go = asyncio.Event(), asyncio.Event()
+
+    async def send(self, message):
+        content = message.server_content
+        hangs = content is not None and content.model_turn is not None and not self.hanging.is_set()
+        for before in (True, False):
+            if hangs and before == self.hangs_before:
+                self.hanging.set()
+                await self.let_go.wait()
+            if before:
+                self.messages.append(message)
+
+    async def fail(self, error):
+        self.errors.append(error)
+
+    def heard(self):
+        """The texts of the answers, one an interruption."""
+        texts = [""]
+        for message in self.messages:
+            content = message.server_content
+            if content.interrupted:
+                texts.append("")
+            if content.model_turn is not None:
+                texts[-1] += "".join(part.text for part in content.model_turn.parts)
+        return texts
+
+
+def said(text):
+    return ClientMessage(realtime_input=RealtimeInput(text=text))
+
+
+async def interrupt(server, client):
+    session = Session(server, Setup("small", GenerationConfig(temperature=0, max_output_tokens=60)), Caller(), client.send, client.fail)
+    await session.take(said("a red circle"))
+    await client.hanging.wait()
+    interrupting = asyncio.create_task(session.take(said("stop")))
+    while not session._answering.cancelling():
+        await asyncio.sleep(0)
+    client.let_go.set()
+    await interrupting
+    await session._answering
+    return session
+
+
+@pytest.mark.parametrize("hangs_before", [True, False])
+def test_what_is_kept_of_an_interrupted_answer_is_what_was_sent(hangs_before):
+    async def converse(server):
+        client = Client(hangs_before)
+        return await interrupt(server, client), client
+
+    with running(small_model()) as engine:
+        server = Server({"small": Served("small", small_model(), engine)})
+        session, client = asyncio.run(converse(server))
+        server.close()
+    assert not client.errors
+    assert [content.role for content in session.history] == ["user", "model", "user", "model"]
+    kept = ["".join(part.text for part in content.parts) for content in session.history if content.role == "model"]
+    assert kept == client.heard() and all(kept)
