@@ -1,9 +1,13 @@
-"""A live session without its socket: what it keeps of an answer that is broken off is what the client was sent."""
+"""Moments of live sessions that tests with the official client hardly ever meet, provoked."""
 
 import asyncio
+import json
 
 import pytest
+import websockets
 from small_model import running, small_model
+from stored_server import serving
+from websockets.sync.client import connect
 
 from pollux.serve.live.session import Session
 from pollux.serve.prepare import Caller
@@ -76,3 +80,15 @@ def test_what_is_kept_of_an_interrupted_answer_is_what_was_sent(hangs_before):
     assert [content.role for content in session.history] == ["user", "model", "user", "model"]
     kept = ["".join(part.text for part in content.parts) for content in session.history if content.role == "model"]
     assert kept == client.heard() and all(kept)
+
+
+def test_a_wrong_token_is_refused_only_when_the_client_has_sent_its_setup(tmp_path):
+    """The official client asks for the reason only then; closed earlier, it fails to send and tells nothing."""
+    service = "/ws/google.ai.generativelanguage.v1alpha.GenerativeService.BidiGenerateContentConstrained"
+    with serving(tmp_path) as running, connect(f"ws{running.url.removeprefix('http')}{service}?access_token=auth_tokens/x") as socket:
+        with pytest.raises(TimeoutError):
+            socket.recv(timeout=0.3)
+        socket.send(json.dumps({"setup": {"model": "small"}}))
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            socket.recv(timeout=30)
+    assert closed.value.rcvd.code == 1008 and "the token is unknown" in closed.value.rcvd.reason

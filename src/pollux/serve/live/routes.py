@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 
@@ -56,7 +57,7 @@ class _Connection:
         """Until either side ends it. token: "" for one that is missing, None where none is needed."""
         await self.websocket.accept()
         try:
-            admission = None if token is None else await self.server.run(tokens.admit, self.server, token)
+            admission = None if token is None else await self._admit(token)
             if admission is not None:
                 self._owner = admission.owner
             session = await self._begin(admission)
@@ -73,6 +74,15 @@ class _Connection:
             pass  # the client has left, or the session has failed
         except Exception as error:
             await self._fail(error)
+
+    async def _admit(self, token: str) -> tokens.Admission:
+        """Raises ApiError for a token that is not good, but only after the first message: before it the official client hears no reason."""
+        try:
+            return await self.server.run(tokens.admit, self.server, token)
+        except ApiError:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.websocket.receive(), SETUP_SECONDS)
+            raise
 
     async def _begin(self, admission: tokens.Admission | None) -> Session:
         """Raises ApiError for a first message that no session can begin with."""
