@@ -6,8 +6,9 @@ import json
 import pytest
 import websockets
 from small_model import running, small_model
-from stored_server import serving
+from stored_server import serving, until
 from websockets.sync.client import connect
+from whole_server import serving as whole_serving
 
 from pollux.serve.live.session import Session
 from pollux.serve.prepare import Caller
@@ -92,3 +93,35 @@ def test_a_wrong_token_is_refused_only_when_the_client_has_sent_its_setup(tmp_pa
         with pytest.raises(websockets.ConnectionClosed) as closed:
             socket.recv(timeout=30)
     assert closed.value.rcvd.code == 1008 and "the token is unknown" in closed.value.rcvd.reason
+
+
+def test_a_server_that_drains_says_so_and_ends_its_sessions_when_they_are_answered(tmp_path):
+    """One session has nothing to do and one is being answered: neither makes the drain wait for its own end."""
+    with whole_serving(tmp_path) as whole:
+        url = f"ws{whole.url.removeprefix('http')}/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
+        with connect(url) as idle, connect(url) as busy:
+            for socket in (idle, busy):
+                socket.send(json.dumps({"setup": {"model": "pollux", "generationConfig": {"maxOutputTokens": 400, "temperature": 0}}}))
+                assert "setupComplete" in heard(socket)
+            busy.send(json.dumps({"realtimeInput": {"text": "a red circle"}}))
+            assert "modelTurn" in heard(busy)["serverContent"]
+            whole.listener.stop()
+            assert heard(idle) == {"goAway": {"timeLeft": "0s"}}
+            assert heard(idle) == (1001, "the server is shutting down")
+            messages = [heard(busy)]
+            while isinstance(messages[-1], dict):
+                messages.append(heard(busy))
+            assert messages.pop() == (1001, "the server is shutting down")
+            [left] = [message["goAway"]["timeLeft"] for message in messages if "goAway" in message]
+            assert left.endswith("s") and 0 <= float(left[:-1]) <= 30
+            assert any(message.get("serverContent", {}).get("turnComplete") for message in messages)
+            until(lambda: not whole.listener.servers[0].is_serving())
+            assert whole.service.gate.running == 0
+
+
+def heard(socket):
+    """The next message, or the code and reason of the end."""
+    try:
+        return json.loads(socket.recv(timeout=60))
+    except websockets.ConnectionClosed as closed:
+        return closed.rcvd.code, closed.rcvd.reason

@@ -47,7 +47,7 @@ class Connection(H11Protocol):
             headers = [*error.raw_headers, (b"connection", b"close")]
             for event in (
                 h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=error.body),
+                h11.Data(data=bytes(error.body)),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event))
@@ -127,4 +127,5 @@ class Listener(uvicorn.Server):
         ended = await super().on_tick(counter)
         if self._closed_at is None:
             return ended or self.gate.error is not None
+        self.gate.drain.begin(self._closed_at + self.drain)
         return ended or self.gate.running == 0 or time.monotonic() > self._closed_at + self.drain

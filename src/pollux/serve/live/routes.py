@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import json
 import re
 
@@ -19,7 +20,7 @@ from pollux.serve.server import VERSIONS, Server
 from pollux.serve.store import new_id
 from pollux.serve.wire.body import decode
 from pollux.serve.wire.content import Content
-from pollux.serve.wire.live import ClientMessage, ServerMessage, SessionResumptionUpdate, SetupComplete
+from pollux.serve.wire.live import ClientMessage, GoAway, ServerMessage, SessionResumptionUpdate, SetupComplete
 from pollux.serve.wire.message import parse, to_json
 
 RESUME_SECONDS = 2 * 3600.0  # in which a session that broke off may be taken up again
@@ -61,6 +62,7 @@ class _Connection:
             if admission is not None:
                 self._owner = admission.owner
             session = await self._begin(admission)
+            leaving = asyncio.create_task(self._leave(session))
             try:
                 seconds = None if admission is None else admission.ends - store_of(self.server).clock()
                 async with asyncio.timeout(seconds):
@@ -69,6 +71,7 @@ class _Connection:
             except TimeoutError as error:
                 raise ApiError(401, "UNAUTHENTICATED", "the time of the token is over") from error
             finally:
+                leaving.cancel()
                 await session.close()
         except WebSocketDisconnect:
             pass  # the client has left, or the session has failed
@@ -100,6 +103,18 @@ class _Connection:
             session.history = await self.server.run(self._load, setup.session_resumption.handle)
         await self._send(ServerMessage(setup_complete=SetupComplete(new_id(24))))
         return session
+
+    async def _leave(self, session: Session) -> None:
+        """When the server drains, tell the client, let the answer that is under way come to its end, and close."""
+        drain = getattr(self.websocket.state, "drain", None)
+        if drain is None:
+            return
+        await drain.begun.wait()
+        left = datetime.timedelta(seconds=round(drain.seconds_left, 1) if session.answering else 0)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it has left meanwhile
+            await self._send(ServerMessage(go_away=GoAway(left)))
+            await session.answered()
+            await self.websocket.close(1001, "the server is shutting down")
 
     async def _receive(self) -> ClientMessage:
         """Raises ApiError for what is no message, WebSocketDisconnect when the client has left."""

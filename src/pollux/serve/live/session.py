@@ -94,6 +94,16 @@ class Session:
         else:
             raise invalid("a message must have clientContent, realtimeInput or toolResponse")
 
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is under way."""
+        return self._answering is not None and not self._answering.done()
+
+    async def answered(self) -> None:
+        """Wait until no answer is under way."""
+        while self._answering is not None and self.answering:
+            await asyncio.wait({self._answering})
+
     async def close(self) -> None:
         """End what runs."""
         if self._answering is not None:
