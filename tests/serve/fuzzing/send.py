@@ -158,7 +158,7 @@ def _judged_error(ask: Ask, answer: Answer) -> str:
     openai = {"message", "type", "param", "code"} == set(error)
     interactions = isinstance(error.get("code"), str) and "status" not in error
     as_asked = {"gemini": gemini, "openai": openai, "interactions": interactions}[ask.form]
-    # What is refused before it reaches its route, or is bent into another one, is answered in the form of its path.
-    elsewhere = answer.status in (403, 404, 405, 408) or ask.framing == "wrong" or b"Authorization" in _bytes(ask, ("", 0))
+    # What is no HTTP has no route yet; what is refused before it reaches its route, or is bent into another one, is answered as there.
+    elsewhere = answer.status in (403, 404, 405, 408) or "not HTTP" in error["message"] or b"Authorization" in _bytes(ask, ("", 0))
     foreign = elsewhere and (gemini or openai)
     return "" if as_asked or foreign else f"an error in another form than that of {ask.form}: {shown}"
