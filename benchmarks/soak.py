@@ -32,6 +32,10 @@ from fuzzing.values import SCHEMAS, media  # noqa: E402
 from small_program import serving  # noqa: E402
 
 CLIENTS = 8
+KINDS = (
+    *("answer", "stream", "medium", "constrained", "embedding", "chat", "file", "cache", "interaction", "batch", "live", "mistake"),
+    "answer",
+)
 HOUR = 3600  # requests of an hour in which one comes each second
 MODEL = "/v1beta/models/pollux"
 LIVE = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
@@ -44,13 +48,14 @@ class Client:
     def __init__(self, address: tuple[str, int], seed: int, counts: collections.Counter):
         self.address, self.random, self.counts = address, random.Random(seed), counts
 
-    def run(self, until: float) -> None:
-        kinds = [self.answer, self.answer, self.stream, self.medium, self.constrained, self.embedding, self.chat, self.file]
-        kinds += [self.cache, self.interaction, self.batch, self.live, self.mistake]
-        while time.monotonic() < until:
-            kind = self.random.choice(kinds)
-            kind()
-            self.counts[kind.__name__] += 1
+    def run(self, until: float, kinds: tuple[str, ...], errors: list[str]) -> None:
+        try:
+            while time.monotonic() < until and not errors:
+                kind = self.random.choice(kinds)
+                getattr(self, kind)()
+                self.counts[kind] += 1
+        except RuntimeError as error:
+            errors.append(str(error))
 
     def text(self) -> str:
         return "".join(self.random.choice("abcdefgh red blue") for _ in range(self.random.choice((3, 30, 150))))
@@ -138,36 +143,40 @@ def memory(pid: int) -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def main(minutes: float = 10.0, every: float = 15.0, seed: int = 0) -> None:
+def main(minutes: float = 10.0, every: float = 15.0, kinds: tuple[str, ...] = KINDS, seed: int = 0) -> None:
     """Keep a server busy and print what it holds.
 
     Args:
         minutes: How long.
         every: Seconds between two readings of the memory.
+        kinds: Of requests.
         seed: Of the requests.
     """
+    counts: collections.Counter = collections.Counter()
+    errors: list[str] = []
     with serving() as (port, process):
-        counts: collections.Counter = collections.Counter()
         begun = time.monotonic()
+        end = begun + 60 * minutes
         clients = [Client(("127.0.0.1", port), seed * 1000 + i, counts) for i in range(CLIENTS)]
-        threads = [threading.Thread(target=client.run, args=(begun + 60 * minutes,), daemon=True) for client in clients]
+        threads = [threading.Thread(target=client.run, args=(end, kinds, errors)) for client in clients]
         for thread in threads:
             thread.start()
         readings = []
-        while any(thread.is_alive() for thread in threads):
-            time.sleep(min(every, max(0.1, begun + 60 * minutes - time.monotonic())))
+        while time.monotonic() < end and not errors:
+            time.sleep(min(every, end - time.monotonic() + 0.01))
             readings.append((counts.total(), memory(process.pid)))
             print(f"{time.monotonic() - begun:6.0f} s {readings[-1][0]:7} requests {readings[-1][1]:8.1f} MiB", flush=True)
-            for thread in threads:
-                thread.join(0.01)
-        if sum(not thread.is_alive() for thread in threads) == 0 or counts.total() == 0:
-            raise SystemExit(1)
-        late = np.array(readings[len(readings) // 2 :])
-        slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] * 1000
+        for thread in threads:
+            thread.join()
         print(", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())))
         print(f"{counts.total()} requests, {counts.total() / HOUR:.1f} x those of an hour with one a second")
-        print(f"second half: {slope:+.2f} MiB for each 1,000 requests; from {late[0, 1]:.0f} to {late[-1, 1]:.0f} MiB")
+        if len(readings) > 3:
+            late = np.array(readings[len(readings) // 2 :])
+            slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] * 1000
+            print(f"second half: {slope:+.2f} MiB for each 1,000 requests; from {late[0, 1]:.0f} to {late[-1, 1]:.0f} MiB")
         print(f"at rest: {Target(port, process.pid).settled()}")
+    if errors:
+        raise SystemExit("\n".join(errors))
 
 
 if __name__ == "__main__":
