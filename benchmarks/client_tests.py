@@ -80,7 +80,7 @@ KINDS = {
 @dataclass(frozen=True)
 class Settings:
     folder: tyro.conf.Positional[str] = ""  # of the model to serve
-    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the alias "gemini-*"
+    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the aliases "gemini-*" and "imagen-*"
     client: str = metadata.version("google-genai")  # version of the client
     tests: tuple[str, ...] = FOLDERS  # folders or files below google/genai/tests
     seconds: float = 60.0  # for one test
@@ -185,7 +185,7 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "--max-output-tokens", str(ANSWER)]
+    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "imagen-*", "--max-output-tokens", str(ANSWER)]
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:

@@ -29,7 +29,11 @@ def recipe(model: Path = Path("runs/quickstart/model"), minutes: float = 15.0, w
         model=config,
         tokens=tokens,
         data=DataConfig(
-            (SourceConfig("world", "call", weight=1 - world), *media),
+            (
+                SourceConfig("world", "call", weight=round(0.6 * (1 - world), 4)),
+                SourceConfig("world", "talk", weight=round(0.4 * (1 - world), 4)),
+                *media,
+            ),
             world=WorldConfig(captions=1, listings=1, questions=4, clip_questions=6),
             prompt_dropout=0.1,
         ),

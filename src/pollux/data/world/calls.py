@@ -68,9 +68,7 @@ class Function:
 
 
 def conversation(rng: np.random.Generator) -> Document:
-    """A document in which functions are declared, asked about and called, or of the talk that goes on beside."""
-    if rng.random() < 0.25:
-        return Document(_filled(rng, [], lambda: talk.turns(rng)))
+    """A document in which functions are declared, asked about and called, now and then with other talk between."""
     functions = {made.name: made for made in (_function(rng) for _ in range(int(rng.choice((1, 2, 3), p=(0.55, 0.35, 0.1)))))}
     known = list(functions.values())
     missing = known.pop() if len(known) > 1 and rng.random() < 0.15 else None
