@@ -192,10 +192,10 @@ class Values:
         if most is not None and least > most:
             return None
         if schema.get("uniqueItems") is True and (values := few_values(schema, self._root)) is not None:
-            written = [self._choice([value], f"{path}.items") for value in values]
+            choices = [self._choice([value], f"{path}.items") for value in values]
             if least > len(values):
                 return None
-            return [self.form.open_array, each_once(self.rules, written, self.form.comma, least, most), self.form.close_array]
+            return [self.form.open_array, each_once(self.rules, choices, self.form.comma, least, most), self.form.close_array]
         comma, n = self.form.comma, len(first) if most is None else min(len(first), most)
         rest: list[list[Symbol]] = [[]]  # after n items
         if most is None or most > n:

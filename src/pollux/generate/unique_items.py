@@ -20,10 +20,14 @@ def few_values(schema: Mapping[str, Any], root: Any) -> list[Any] | None:
     items = schema.get("items")
     if isinstance(items, Mapping) and isinstance(items.get("$ref"), str):
         items = pointed(root, items["$ref"], "items")
-    values = items.get("enum") if isinstance(items, Mapping) else None
-    if not isinstance(values, list) or "prefixItems" in schema or not set(items) <= {"enum", "type", "title", "description"}:
+    if not isinstance(items, Mapping) or "prefixItems" in schema or not set(items) <= {"enum", "type", "title", "description"}:
         return None
-    if items.get("type") not in KINDS or not all(isinstance(value, KINDS[items.get("type")]) for value in values):
+    values = items.get("enum")
+    if (
+        not isinstance(values, list)
+        or items.get("type") not in KINDS
+        or not all(isinstance(value, KINDS[items.get("type")]) for value in values)
+    ):
         return None
     distinct = {json.dumps(value, sort_keys=True): value for value in values}
     return list(distinct.values()) if 0 < len(distinct) <= MOST else None
