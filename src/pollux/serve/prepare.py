@@ -85,6 +85,8 @@ def prepare(
     if tools := schema.prompt_tools(asked):
         variables["tools"] = tools
     _check_search(asked, ignored)
+    ignored += ["generationConfig.speechConfig"] if config.speech_config is not None else []
+    ignored += schema.not_kept(asked)
     prompt = write_prompt(served, turns, config, variables)
     limit = served.input_limit
     if len(prompt) >= limit:
