@@ -1,0 +1,37 @@
+"""JSON as the Gemini API takes it from shells and by hand: strings in single quotes, names without quotes, a comma behind the last value.
+
+A body that is JSON already never comes here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# A string without an end reaches to that of the text, so that one look at each letter is enough.
+_RELAXED = re.compile(
+    r"""
+    "(?:[^"\\]|\\.)*+(?:"|\Z)
+  | '(?P<single>(?:[^'\\]|\\.)*+)(?:'|\Z)
+  | (?<!\w)(?P<name>[A-Za-z_]\w*+)(?=\s*+:)
+  | (?P<comma>,)(?=\s*+[}\]])
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_IN_SINGLE = re.compile(r'\\.|"', re.DOTALL)
+
+
+def loads(text: str, **options: Any) -> Any:
+    """The value; line breaks may stand in strings. options: those of json.loads. Raises ValueError for what is not even this."""
+    return json.loads(_RELAXED.sub(_strict, text), strict=False, **options)
+
+
+def _strict(found: re.Match[str]) -> str:
+    if found["comma"]:
+        return ""
+    if found["name"]:
+        return f'"{found["name"]}"'
+    if found["single"] is None:
+        return found[0]
+    return '"' + _IN_SINGLE.sub(lambda inner: {"\\'": "'", '"': '\\"'}.get(inner[0], inner[0]), found["single"]) + '"'
