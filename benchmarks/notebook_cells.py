@@ -7,6 +7,7 @@ ran. A cell fails if it raises, or if a program that it starts with `!` or `%%ba
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import types
@@ -34,7 +35,14 @@ def main(report: Path) -> None:
 def run(shell: Any, source: str) -> str:
     """Why the cell failed, "" if it did not."""
     shell.user_ns["_exit_code"] = 0
+    lines = source.splitlines(keepends=True)
+    first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
+    if lines and lines[first].startswith("%%"):  # titles may stand above it in the authors' tool
+        source = "".join(lines[first:])
     result = shell.run_cell(source, store_history=True)
+    for name, value in shell.user_ns.items():  # which the calls of curl take for granted
+        if name.isupper() and isinstance(value, str):
+            os.environ.setdefault(name, value)
     error = result.error_before_exec or result.error_in_exec
     if error is not None:
         return f"{type(error).__name__}: {str(error) or error!r}"

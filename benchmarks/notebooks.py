@@ -18,6 +18,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -107,7 +108,6 @@ def run(python: Path, notebook: Path, folder: Path, url: str, stand_ins: StandIn
     environ |= {
         "GOOGLE_GEMINI_BASE_URL": url,
         "SHELL": "/bin/bash",  # which the cells are written for
-        "CURL_HOME": str(stand_ins.folder),  # whose settings let curl end with an error when the server answers one
         "PATH": os.pathsep.join([str(stand_ins.folder / "bin"), os.environ["PATH"]]),
         "MPLBACKEND": "agg",
         "IPYTHONDIR": str(stand_ins.folder / "ipython"),
@@ -167,15 +167,18 @@ def readdressed(source: str, url: str, stand_ins: StandIns) -> str:
 class StandIns:
     """Files of all kinds, made here: served over HTTP by the ending of the path that is asked for, and uploaded to the server on demand.
 
-    folder: also holds what lets the cells' programs run, a setting for curl, an `apt` that does nothing and a repository for git.
+    folder: also holds what lets the cells' programs run: a curl that ends with an error when it is answered one, an `apt` that does nothing
+    and a repository for git.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder / "stand_ins"
         (self.folder / "bin").mkdir(parents=True)
-        (self.folder / ".curlrc").write_text("fail-with-body\nshow-error\n")
-        for name in ("apt", "apt-get"):
-            (self.folder / "bin" / name).write_text("#!/bin/sh\n")
+        # Addresses of files begin with https whatever the server speaks, since clients look for that.
+        plain = f"exec {shutil.which('curl')} --fail-with-body --show-error"
+        plain += ' "${@//https:\\/\\/127.0.0.1:/http:\\/\\/127.0.0.1:}"'
+        for name, does in (("curl", plain), ("apt", ""), ("apt-get", "")):
+            (self.folder / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
             (self.folder / "bin" / name).chmod(0o755)
         code = self.folder / "code"
         code.mkdir()
@@ -246,8 +249,8 @@ def _picture(suffix: str) -> bytes:
 
 
 def _sound(suffix: str) -> bytes:
-    """Twelve seconds of a tone of 440 Hz at 16 kHz."""
-    wave = np.sin(np.arange(12 * 16_000) * 2 * np.pi * 440 / 16_000)
+    """Nine seconds of a tone of 440 Hz at 16 kHz; a small model reads ten."""
+    wave = np.sin(np.arange(9 * 16_000) * 2 * np.pi * 440 / 16_000)
     file = io.BytesIO()
     with av.open(file, "w", format=suffix[1:]) as container:
         stream = container.add_stream("mp3" if suffix == ".mp3" else "pcm_s16le", rate=16_000, layout="mono")

@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/programs.py runs/quickstart/model
 
-Starts the server with the folder (or takes --server URL) and runs what lies in benchmarks/programs/: OpenAI's client, LangChain's wrapper of
-the Gemini API, inspect-ai's google provider, lm-eval, and Google's client for JavaScript if node is here. Each has a virtual environment of
-its own, with the newest version of its package when that is made. Prints what passed, and why the rest did not; the exit code is 1 if
-something failed.
+Starts the server with the folder (or takes --server URL) and runs what lies in benchmarks/programs/: OpenAI's client, LangChain's wrapper
+of the Gemini API, inspect-ai's google provider, lm-eval, and Google's client for JavaScript if node is here. Each has a virtual environment
+of its own, with the version of its package that is newest when that is made. Prints what passed, and why the rest did not; the exit code is
+1 if something failed.
 """
 
 from __future__ import annotations

@@ -73,7 +73,11 @@ def conversation() -> None:
 
 def structured_output() -> None:
     for method in ("json_schema", "function_calling"):
-        answer = chat.model_copy(update={"max_output_tokens": 400}).with_structured_output(Answer, method=method).invoke("which colour, and how many?")
+        answer = (
+            chat.model_copy(update={"max_output_tokens": 400})
+            .with_structured_output(Answer, method=method)
+            .invoke("which colour, and how many?")
+        )
         assert isinstance(answer, Answer), method
 
 

@@ -36,6 +36,7 @@ _SIGNATURES = (  # offset, bytes, suffix
     (4, b"ftyp", ".mp4"),
     (0, b"\x1a\x45\xdf\xa3", ".mkv"),
     (8, b"AVI ", ".avi"),
+    (0, b"%PDF-", ".pdf"),
 )
 _TS_PACKET, _TS_SYNC = 188, b"\x47"  # bytes of a packet, and its first one
 

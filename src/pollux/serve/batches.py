@@ -214,7 +214,8 @@ def described(store: Store, record: Record, results: bool = True) -> dict[str, A
             output = {"responsesFile": data["responses"]}
         elif results:
             output = {"inlinedResponses": {"inlinedResponses": list(_results(store, record))}}
-        metadata["output"] = output
+        if output:  # else clients would take the batch of a list for one with a file
+            metadata["output"] = output
         operation["response"] = {"@type": f"{_TYPE}{kind}Output", **output}
     elif done:
         code, message = _ERRORS[data["state"]]
