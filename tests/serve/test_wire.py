@@ -169,6 +169,7 @@ def test_bodies_that_look_odd_are_read():
     [
         ("{'file': {'display_name': 'a \"b\" it\\'s'}}", {"file": {"display_name": 'a "b" it\'s'}}),
         ("{safetySettings: [{category: 7, threshold: 4},],}", {"safetySettings": [{"category": 7, "threshold": 4}]}),
+        ('{"text": "notes \\\n in \\a\\n"}', {"text": "notes \n in a\n"}),
         ('{"parts": [{"text": "one\ntwo, {three: 3,}"},\n],\n}', {"parts": [{"text": "one\ntwo, {three: 3,}"}]}),
     ],
 )

@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from pollux.serve.errors import ApiError, request_error
 
-_ROUTES = re.compile(r"/v1(beta|alpha)?/(openai/.*|chat/completions|completions|embeddings)")
+_ROUTES = re.compile(r"/v1(beta|alpha)?/(openai/.*|chat/completions|completions|embeddings)|/tokenize|/detokenize|/tokenizer_info")
 _MODELS = re.compile(r"/v1(beta|alpha)?/models(/[^:]*)?")
 _TYPES = {
     "UNAUTHENTICATED": "authentication_error",

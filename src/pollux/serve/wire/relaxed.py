@@ -1,4 +1,5 @@
-"""JSON as the Gemini API takes it from shells and by hand: strings in single quotes, names without quotes, a comma behind the last value.
+"""JSON as the Gemini API takes it from shells and by hand: strings in single quotes, names without quotes, a comma behind the last value,
+a backslash before what needs none.
 
 A body that is JSON already never comes here.
 """
@@ -12,14 +13,14 @@ from typing import Any
 # A string without an end reaches to that of the text, so that one look at each letter is enough.
 _RELAXED = re.compile(
     r"""
-    "(?:[^"\\]|\\.)*+(?:"|\Z)
+    "(?P<double>(?:[^"\\]|\\.)*+)(?:"|\Z)
   | '(?P<single>(?:[^'\\]|\\.)*+)(?:'|\Z)
   | (?<!\w)(?P<name>[A-Za-z_]\w*+)(?=\s*+:)
   | (?P<comma>,)(?=\s*+[}\]])
     """,
     re.VERBOSE | re.DOTALL,
 )
-_IN_SINGLE = re.compile(r'\\.|"', re.DOTALL)
+_ESCAPED = re.compile(r'\\(.)|"', re.DOTALL)
 
 
 def loads(text: str, **options: Any) -> Any:
@@ -32,6 +33,12 @@ def _strict(found: re.Match[str]) -> str:
         return ""
     if found["name"]:
         return f'"{found["name"]}"'
-    if found["single"] is None:
-        return found[0]
-    return '"' + _IN_SINGLE.sub(lambda inner: {"\\'": "'", '"': '\\"'}.get(inner[0], inner[0]), found["single"]) + '"'
+    inner = found["single"] if found["double"] is None else found["double"]
+    ended = len(found[0]) > 1 + len(inner)
+    return '"' + _ESCAPED.sub(_letter, inner) + '"' * ended
+
+
+def _letter(found: re.Match[str]) -> str:
+    if found[1] is None:
+        return '\\"'
+    return found[0] if found[1] in '"\\/bfnrtu' else found[1]
