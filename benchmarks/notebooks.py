@@ -6,8 +6,9 @@
 That commit is the last one whose quick starts ask for generateContent. Starts `pollux serve` with the folder (or takes --server URL), makes
 a virtual environment with what the notebooks import, and runs each in a folder of its own. The address of the Gemini API becomes the
 server's; every other address becomes that of a small server of this program that answers with a file of the same kind, made here, or,
-where the Gemini API is to fetch it, that of such a file uploaded before. A cell that needs an account elsewhere is left out, and so is one
-that needs the model to have answered in one certain way (WISE); both are counted. The exit code is 1 if a cell failed.
+where the Gemini API is to fetch it, that of such a file uploaded before. A cell that needs an account elsewhere is left out, and so is a
+failure of one that needs the model to have answered in a certain way, or its reader to have filled in something (NEEDS); both are counted.
+The exit code is 1 if another cell failed.
 """
 
 from __future__ import annotations
@@ -50,7 +51,18 @@ ELSEWHERE = {  # what a cell says that needs more than a model's server
     r"google_maps|grounding\.maps|\.maps\b|generate_sources": "Google Maps",
     r"webhooks\.": "a server that is called back",
 }
-WISE: dict[str, dict[int, str]] = {}  # by notebook and number of the cell: what the model would have to have answered
+_CALLS, _ENDS = "a model that calls a function where it may also answer in words", "a model that ends a long answer by itself"
+_SEARCH = "grounding, for which the server's operator has to name what is searched"
+NEEDS: dict[str, dict[int, str]] = {  # by notebook and number of the cell, where nothing in its text says so
+    "Function_calling": {34: _CALLS, 36: _CALLS},
+    "Counting_Tokens": {14: "a name that the notebook sets only later"},
+    "File_API": {39: "a URL of the reader's own"},
+    "Get_started": {78: _SEARCH, 124: "an answer in two parts"},
+    "Get_started_thinking": {60: _SEARCH},
+    "Get_started_OpenAI_Compatibility": {35: _ENDS, 39: _ENDS, 43: _CALLS},
+    "rest/Video_REST": {24: "a server that is still at work on a file when it is first asked"},
+    "rest/Safety_REST": {9: "words that the reader fills in"},
+}
 _URL = re.compile(r"""https?://[^\s"'`<>)\\,;]+""")
 _FETCHED = re.compile(r"""file_?uri["']?\s*[=:]\s*["']$""", re.IGNORECASE)
 
@@ -87,7 +99,7 @@ def main(settings: Settings) -> int:
             results = {}
             for notebook in settings.notebooks:
                 path = settings.cookbook / "quickstarts" / f"{notebook}.ipynb"
-                results[notebook] = run(python, path, work / notebook, url, stand_ins, settings.seconds)
+                results[notebook] = run(python, path, work / notebook, url, stand_ins, settings.seconds, NEEDS.get(notebook, {}))
                 print(row(notebook, results[notebook]), flush=True)
         finally:
             if process:
@@ -98,7 +110,7 @@ def main(settings: Settings) -> int:
     return int(any(cell.reason and not cell.left_out for cells in results.values() for cell in cells))
 
 
-def run(python: Path, notebook: Path, folder: Path, url: str, stand_ins: StandIns, seconds: float) -> list[Cell]:
+def run(python: Path, notebook: Path, folder: Path, url: str, stand_ins: StandIns, seconds: float, needs: dict[int, str]) -> list[Cell]:
     """What became of the code cells of a notebook."""
     folder.mkdir(parents=True)
     cells = read(notebook)
@@ -122,15 +134,13 @@ def run(python: Path, notebook: Path, folder: Path, url: str, stand_ins: StandIn
             pass
     found = iter([json.loads(line)["reason"] for line in report.read_text().splitlines()] if report.exists() else [])
     unfinished = f"it did not come to its end within the {seconds:g} seconds of its notebook"
-    name = notebook.relative_to(notebook.parents[1] if notebook.parent.name == "quickstarts" else notebook.parents[2])
-    wise = WISE.get(name.with_suffix("").as_posix().removeprefix("quickstarts/"), {})
     done = []
     for cell in cells:
         if cell.left_out:
             done.append(cell)
         else:
             reason = next(found, unfinished)
-            done.append(Cell(cell.number, cell.source, reason, wise.get(cell.number, "") if reason else ""))
+            done.append(Cell(cell.number, cell.source, reason, needs.get(cell.number, "") if reason else ""))
     return done
 
 
