@@ -74,3 +74,10 @@ def test_what_was_used_longest_ago_makes_room():
         kept.turns([Content("user", (sound,))], small_model().tokens_config, small_model().limits)[0].parts[0] for sound in reversed(sounds)
     ]
     assert again[0] is parts[2] and again[1] is parts[1] and again[2] is not parts[0]
+
+
+def test_of_many_pages_none_is_held_in_memory():
+    kept, model = DecodedMedia(), small_model()
+    for number, held in ((24, True), (25, False)):
+        (turn,) = kept.turns([Content("user", tuple(map(Image, PAGES[:1] * number)))], model.tokens_config, model.limits)
+        assert [isinstance(part.source, np.ndarray) for part in turn.parts] == [held] * number

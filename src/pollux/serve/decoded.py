@@ -18,6 +18,7 @@ from pollux.media import Limits, Page, VideoArray
 from pollux.tokens.config import TokensConfig
 
 ROOM = 256 << 20  # bytes
+MOST_PAGES = 24  # of a request that are kept; of more, each is drawn when its turn comes, so that never all are in memory
 
 
 class DecodedMedia:
@@ -31,7 +32,12 @@ class DecodedMedia:
     def turns(self, turns: list[content.Content], config: TokensConfig, limits: Limits) -> list[content.Content]:
         """The same turns with sounds, clips and pages in memory, as a model with this config reads them. Raises MediaError."""
         names: dict[int, Hashable] = {}  # of the files of these turns by their identity: the pages of a PDF share one
-        return [content.Content(turn.role, tuple(self._part(part, names, config, limits) for part in turn.parts)) for turn in turns]
+        many = sum(_is_page(part) for turn in turns for part in turn.parts) > MOST_PAGES
+        made = []
+        for turn in turns:
+            parts = (part if many and _is_page(part) else self._part(part, names, config, limits) for part in turn.parts)
+            made.append(content.Content(turn.role, tuple(parts)))
+        return made
 
     def _part(self, part: Part, names: dict[int, Hashable], config: TokensConfig, limits: Limits) -> Part:
         file: bytes | str | os.PathLike
@@ -57,6 +63,10 @@ class DecodedMedia:
             while self._used > self._room:
                 self._used -= self._kept.popitem(last=False)[1][1]
         return made
+
+
+def _is_page(part: Part) -> bool:
+    return isinstance(part, Image) and isinstance(part.source, Page)
 
 
 def _section(part: Audio | Video, config: TokensConfig) -> tuple[Hashable, ...]:

@@ -121,6 +121,8 @@ def write_prompt(
     tokens_config = _resolved(model.tokens_config, config.media_resolution)
     if vocabulary.template is not None:
         turns = joined(turns)
+    if (media := sum(isinstance(part, content.Image) for turn in turns for part in turn.parts)) >= served.input_limit:
+        raise invalid(f"{media} pictures and pages are more than the {served.input_limit - 1} tokens that a prompt may have")
     turns = served.media.turns(turns, tokens_config, model.limits)
     return encode_prompt(turns, vocabulary, tokens_config, model.codec, model.limits, variables)
 
