@@ -43,5 +43,17 @@ def picture() -> bytes:
     return file.getvalue()
 
 
+def pdf() -> bytes:
+    """Two pages, each with that picture."""
+    import io
+
+    import PIL.Image
+
+    pages = [PIL.Image.open(io.BytesIO(picture())).convert("RGB") for _ in range(2)]
+    file = io.BytesIO()
+    pages[0].save(file, "PDF", save_all=True, append_images=pages[1:])
+    return file.getvalue()
+
+
 def is_unit(vector: list[float]) -> bool:
     return abs(float(np.linalg.norm(vector)) - 1) < 1e-4

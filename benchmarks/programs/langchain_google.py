@@ -6,7 +6,7 @@ import asyncio
 import base64
 from typing import Literal
 
-from checks import MODEL, URL, is_unit, picture, run
+from checks import MODEL, URL, is_unit, pdf, picture, run
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -90,7 +90,7 @@ def tools() -> None:
     assert isinstance(chat.bind_tools([weather]).invoke([HumanMessage("Does it rain in Oslo?"), answer, said]), AIMessage)
 
 
-def picture_in_a_message() -> None:
+def pictures_and_pdf_in_a_message() -> None:
     data = base64.b64encode(picture()).decode()
     text = {"type": "text", "text": "caption"}
     plain = chat.invoke([HumanMessage([text])]).usage_metadata["input_tokens"]
@@ -98,6 +98,7 @@ def picture_in_a_message() -> None:
         {"type": "image_url", "image_url": f"data:image/png;base64,{data}"},
         {"type": "image", "base64": data, "mime_type": "image/png"},
         {"type": "media", "mime_type": "image/png", "data": data},
+        {"type": "media", "mime_type": "application/pdf", "data": base64.b64encode(pdf()).decode()},
     ):
         answer = chat.invoke([HumanMessage([text, part])])
         assert answer.text and answer.usage_metadata["input_tokens"] > plain
@@ -115,6 +116,6 @@ def embeddings() -> None:
 
 
 run(
-    *(invoke, stream_is_the_answer, batch, asynchronous, chain, conversation, structured_output, tools, picture_in_a_message),
+    *(invoke, stream_is_the_answer, batch, asynchronous, chain, conversation, structured_output, tools, pictures_and_pdf_in_a_message),
     *(count_tokens, embeddings),
 )

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import openai
-from checks import MODEL, URL, WEATHER, is_unit, picture, run
+from checks import MODEL, URL, WEATHER, is_unit, pdf, picture, run
 from pydantic import BaseModel
 
 client = openai.OpenAI(api_key="none", base_url=f"{URL}/v1")
@@ -83,15 +83,22 @@ def json_object() -> None:
     assert isinstance(json.loads(answer.choices[0].message.content), dict)
 
 
+def _counted(*parts) -> int:
+    """Tokens of a message with these parts, which is answered."""
+    asked = [{"role": "user", "content": [{"type": "text", "text": "caption"}, *parts]}]
+    answer = client.chat.completions.create(model=MODEL, messages=asked, max_tokens=20)
+    assert answer.choices[0].message.content
+    return answer.usage.prompt_tokens
+
+
 def picture_in_a_message() -> None:
     url = "data:image/png;base64," + base64.b64encode(picture()).decode()
-    text = {"type": "text", "text": "caption"}
-    with_picture = [{"role": "user", "content": [text, {"type": "image_url", "image_url": {"url": url}}]}]
-    seen, plain = (
-        client.chat.completions.create(model=MODEL, messages=asked, max_tokens=20)
-        for asked in (with_picture, [{"role": "user", "content": [text]}])
-    )
-    assert seen.choices[0].message.content and seen.usage.prompt_tokens > plain.usage.prompt_tokens
+    assert _counted({"type": "image_url", "image_url": {"url": url}}) > _counted()
+
+
+def pdf_in_a_message() -> None:
+    url = "data:application/pdf;base64," + base64.b64encode(pdf()).decode()
+    assert _counted({"type": "file", "file": {"filename": "two pages.pdf", "file_data": url}}) > _counted()
 
 
 def completions() -> None:
@@ -123,5 +130,5 @@ def errors() -> None:
 
 run(
     *(models, chat, several_answers_with_a_seed, stream_is_the_answer, log_probabilities, tool_is_called_and_answered, tool_in_a_stream),
-    *(json_by_a_schema, json_object, picture_in_a_message, completions, embeddings, errors),
+    *(json_by_a_schema, json_object, picture_in_a_message, pdf_in_a_message, completions, embeddings, errors),
 )

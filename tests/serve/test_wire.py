@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.serve.errors import ApiError
+from pollux.serve.wire import relaxed
 from pollux.serve.wire.body import MAX_DEPTH, decode
 from pollux.serve.wire.content import Blob, Content, Part
 from pollux.serve.wire.enums import FinishReason, ResponseModality
@@ -182,6 +183,13 @@ def test_bodies_are_read_as_people_write_them(body, value):
 def test_what_is_not_even_that_is_refused(body):
     with pytest.raises(ApiError, match="the body is not JSON"):
         decode(body.encode())
+
+
+def test_only_bodies_that_a_person_may_have_written_are_read_so(monkeypatch):
+    monkeypatch.setattr(relaxed, "MOST", 20)
+    assert decode(b"{'a': 'some text'}") == {"a": "some text"}
+    with pytest.raises(ApiError, match="the body is not JSON"):
+        decode(b"{'a': 'some longer text'}")
 
 
 def test_base64_may_be_broken_into_lines():

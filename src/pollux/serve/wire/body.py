@@ -65,6 +65,8 @@ def decode(body: bytes) -> Any:
 
 def _relaxed(text: str, error: ValueError) -> Any:
     """Raises the error that strict JSON ended with if the text is no relaxed JSON either: people look for the first thing that is wrong."""
+    if len(text) > relaxed.MOST:
+        raise error
     try:
         return relaxed.loads(text, parse_constant=_no_constant)
     except ValueError:

@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any
 
+MOST = 8 << 20  # characters; longer bodies come from programs, and reading one takes a microsecond a letter at worst
+
 # A string without an end reaches to that of the text, so that one look at each letter is enough.
 _RELAXED = re.compile(
     r"""
