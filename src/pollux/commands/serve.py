@@ -6,6 +6,8 @@ what runs is done.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import ipaddress
 import logging
 import os
@@ -226,10 +228,21 @@ class _Start:
             self.engine = model.engine(EngineSettings(max_rows=options.max_rows, cache_tokens=tokens, longest=longest))
             if not options.cold:
                 self.engine.warm(lambda done, number: progress.update(task, completed=done / number))
+            _settle()
             self.engine.start()
         self.service.open(options.model_name, model, self.engine, {*options.alias, FRIENDLY} - {options.model_name}, longest)
         gate.opened.wait()
         print("\n".join(welcome(options, self.port, self.service.rules.keys_required)), flush=True)
+
+
+def _settle() -> None:
+    """After loading and compiling: what is there now stays, so the garbage collector need not go through it again and can look often, and
+    quickly, at what requests leave; and memory that only compiling needed goes back to the system, where the C library can do that."""
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # it notes how little is left, and so when it is time to look again
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def welcome(options: Options, port: int, keys_required: bool) -> list[str]:
