@@ -100,6 +100,7 @@ def test_a_server_that_drains_says_so_and_ends_its_sessions_when_they_are_answer
     with whole_serving(tmp_path) as whole:
         url = f"ws{whole.url.removeprefix('http')}/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
         with connect(url) as idle, connect(url) as busy:
+            assert not idle.protocol.extensions  # a session that is not compressed leaves no memory behind
             for socket in (idle, busy):
                 socket.send(json.dumps({"setup": {"model": "pollux", "generationConfig": {"maxOutputTokens": 400, "temperature": 0}}}))
                 assert "setupComplete" in heard(socket)

@@ -99,6 +99,7 @@ class Listener(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                ws_per_message_deflate=False,  # takes 300 KB of a session, not all of which comes back, and sound hardly shrinks
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=CLOSING_SECONDS,
                 **settings,
