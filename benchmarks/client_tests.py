@@ -186,18 +186,7 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = [
-        "--port",
-        str(port),
-        "--data",
-        str(work / "data"),
-        "--alias",
-        "gemini-*",
-        "--alias",
-        "imagen-*",
-        "--max-output-tokens",
-        str(ANSWER),
-    ]
+    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "--alias", "imagen-*", "--max-output-tokens", str(ANSWER)]
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
