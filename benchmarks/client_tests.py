@@ -37,6 +37,7 @@ import tyro
 HERE = Path(__file__).resolve().parent
 ALLOW_LIST = HERE.parent / "tests" / "serve" / "client_allow_list.txt"
 ANSWER = 512  # tokens; a small model that is asked for JSON goes on as long as it may
+ALIASES = ("gemini-*", "imagen-*")  # names that tests ask for
 PACKAGES = ("pytest", "pytest-asyncio", "mcp", "pillow", "httpx", "requests")
 FOLDERS = (
     "shared",
@@ -186,7 +187,8 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "--alias", "imagen-*", "--max-output-tokens", str(ANSWER)]
+    flags = ["--port", str(port), "--data", str(work / "data"), "--max-output-tokens", str(ANSWER)]
+    flags += [word for alias in ALIASES for word in ("--alias", alias)]
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
