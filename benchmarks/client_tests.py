@@ -276,7 +276,7 @@ def allow(results: list[dict[str, Any]], version: str) -> None:
     tests = allowed()
     tests[version] |= {result["test"] for result in results if result["sent"] and result["outcome"] == "passed"}
     head = [
-        "# The tests of google-genai that must pass with the model of recipes/calls.py; benchmarks/client_tests.py checks them, --allow adds some."
+        "# Tests of google-genai that must pass with the model of recipes/calls.py; benchmarks/client_tests.py checks them, --allow adds some."
     ]
     names = [f"{version} {name}" for version in sorted(tests) for name in sorted(tests[version])]
     ALLOW_LIST.write_text("\n".join([*head, *names]) + "\n")
