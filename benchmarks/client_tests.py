@@ -275,9 +275,7 @@ def allow(results: list[dict[str, Any]], version: str) -> None:
     """Add what passed to the list."""
     tests = allowed()
     tests[version] |= {result["test"] for result in results if result["sent"] and result["outcome"] == "passed"}
-    head = [
-        "# Tests of google-genai that must pass with the model of recipes/calls.py; benchmarks/client_tests.py checks them, --allow adds some."
-    ]
+    head = ["# Tests of google-genai that must pass with the model of recipes/calls.py; benchmarks/client_tests.py checks them"]
     names = [f"{version} {name}" for version in sorted(tests) for name in sorted(tests[version])]
     ALLOW_LIST.write_text("\n".join([*head, *names]) + "\n")
 
