@@ -37,6 +37,7 @@ import tyro
 HERE = Path(__file__).resolve().parent
 ALLOW_LIST = HERE.parent / "tests" / "serve" / "client_allow_list.txt"
 ANSWER = 512  # tokens; a small model that is asked for JSON goes on as long as it may
+ALIASES = ("gemini-*", "imagen-*")  # names that tests ask for
 PACKAGES = ("pytest", "pytest-asyncio", "mcp", "pillow", "httpx", "requests")
 FOLDERS = (
     "shared",
@@ -186,18 +187,8 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = [
-        "--port",
-        str(port),
-        "--data",
-        str(work / "data"),
-        "--alias",
-        "gemini-*",
-        "--alias",
-        "imagen-*",
-        "--max-output-tokens",
-        str(ANSWER),
-    ]
+    flags = ["--port", str(port), "--data", str(work / "data"), "--max-output-tokens", str(ANSWER)]
+    flags += [word for alias in ALIASES for word in ("--alias", alias)]
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
@@ -284,9 +275,7 @@ def allow(results: list[dict[str, Any]], version: str) -> None:
     """Add what passed to the list."""
     tests = allowed()
     tests[version] |= {result["test"] for result in results if result["sent"] and result["outcome"] == "passed"}
-    head = [
-        "# The tests of google-genai that must pass with the quick-start model; benchmarks/client_tests.py checks them, --allow adds some."
-    ]
+    head = ["# Tests of google-genai that must pass with the model of recipes/calls.py; benchmarks/client_tests.py checks them"]
     names = [f"{version} {name}" for version in sorted(tests) for name in sorted(tests[version])]
     ALLOW_LIST.write_text("\n".join([*head, *names]) + "\n")
 

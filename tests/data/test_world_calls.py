@@ -9,6 +9,10 @@ from pollux.content import FunctionCall, FunctionResponse, Text
 from pollux.data.world import World
 from pollux.data.world.talk import facts, story
 from pollux.tokens.calls import read_call
+from pollux.tokens.config import TokensConfig
+from pollux.tokens.interleave import encode, encode_prompt
+from pollux.tokens.text import train_bpe
+from pollux.tokens.vocabulary import Vocabulary
 
 DOCUMENTS = [World().document("call", index) for index in range(300)]
 
@@ -68,6 +72,15 @@ def test_results_answer_the_calls_before_them_and_are_read_back():
                     assert isinstance(part, FunctionResponse)
                     (value,) = part.response.values()
                     assert value is True or str(value) in answer, (part, answer)
+
+
+def test_what_is_trained_is_what_a_prompt_with_these_functions_begins_with():
+    vocabulary = Vocabulary(train_bpe(["what is the weather in a city"], 300))
+    document = next(one for one in DOCUMENTS if len(one.contents) > 3 and one.contents[3].role == "tool")
+    functions = json.loads(document.contents[0].parts[0].text)["functions"]
+    prompt = encode_prompt(document.contents[1:2], vocabulary, TokensConfig(), variables={"tools": functions})
+    trained = encode(document, vocabulary, TokensConfig())
+    assert len(prompt) > 20 and np.array_equal(trained.ids[: len(prompt)], prompt.ids)
 
 
 def test_a_question_for_which_nothing_is_declared_is_not_a_call():
