@@ -19,6 +19,8 @@ from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded
 from pollux.serve import batches, caches, embeddings, files, generate, models, page, uploads
 from pollux.serve.compress import Compressed
 from pollux.serve.errors import ApiError
+from pollux.serve.file_search import stores
+from pollux.serve.file_search import uploads as file_search_uploads
 from pollux.serve.interactions import routes as interactions
 from pollux.serve.live import routes as live
 from pollux.serve.live import tokens
@@ -60,13 +62,13 @@ def create_app(server: Server) -> Starlette:
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    areas = (openai, generate, interactions, embeddings, batches, caches, models, files, tokens)
+    areas = (openai, generate, interactions, embeddings, batches, caches, models, files, stores, tokens)
     return [*(route for area in areas for route in area.routes(server)), *models.last_routes(server)]
 
 
 def root_routes(server: Server) -> list[BaseRoute]:
     """What has its own place outside the versions."""
-    return [*page.root_routes(server), *uploads.root_routes(server), *live.root_routes(server)]
+    return [*page.root_routes(server), *uploads.root_routes(server), *file_search_uploads.root_routes(server), *live.root_routes(server)]
 
 
 class Warnings:

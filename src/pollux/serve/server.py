@@ -19,6 +19,7 @@ from pollux.generate.requests import Job, Request
 from pollux.serve.decoded import DecodedMedia
 from pollux.serve.errors import not_found
 from pollux.serve.fetch import FetchLimits
+from pollux.serve.retrieval.embedder import Embedder
 from pollux.serve.safety import Scorer
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Settings:
     max_file: int = 2 << 30  # of an uploaded file
     max_storage: int = 20 << 30  # of all files of one owner
     file_lifetime: float = 48 * 3600.0
+    max_file_search_stores: int = 100  # of one owner
     batch_requests: int = 8  # of batches that are under way at a time
     max_output_tokens: int = 8192  # of an answer, and what it may have if the request does not say
     fetch: FetchLimits | None = None  # what a URL in a request may cost; None: none is fetched
@@ -61,6 +63,11 @@ class Served:
     version: str = "001"
     longest: int | None = None  # tokens of a prompt and its answer that the engine has room for; None: all that the model is meant for
     media: DecodedMedia = field(default_factory=DecodedMedia)
+
+    @functools.cached_property
+    def embedder(self) -> Embedder | None:
+        """What makes vectors of texts, None for a model without a tokenizer."""
+        return None if self.model.vocabulary is None else Embedder(self.model)
 
     @property
     def input_limit(self) -> int:

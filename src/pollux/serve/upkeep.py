@@ -9,6 +9,7 @@ import threading
 
 from pollux.serve import caches, files
 from pollux.serve.batch_work import BatchWork
+from pollux.serve.file_search import imports
 from pollux.serve.server import Server
 
 log = logging.getLogger("pollux.serve")
@@ -65,6 +66,7 @@ class Upkeep:
             try:
                 if unfinished:
                     await asyncio.to_thread(files.check_unfinished, self._server.store)
+                    await asyncio.to_thread(imports.resume, self._server)
                     unfinished = False
                 await asyncio.to_thread(self._server.store.sweep)
                 await asyncio.to_thread(caches.release_ended, self._server)

@@ -16,7 +16,7 @@ USUAL_WORDS, MOST_WORDS = 200, 512
 USUAL_OVERLAP = 20
 MAX_CHUNKS = 100_000
 
-UNSPACED = "\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Han, Kana, Thai, Lao, ...
+UNSPACED = "\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Han, Kana, Thai ...
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]{{1,64}}")
 _SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’)\]]*$""")
 _HEADING = re.compile(r"^(#{1,6})[ \t]+(\S.*?)[ \t#]*$")

@@ -44,7 +44,8 @@ class _Parser:
         while text[position:].strip():
             match = _TOKEN.match(text, position)
             if match is None:
-                raise ValueError(f"the filter cannot be read from character {position + 1} on: {text[position:].strip()[:40]!r}")
+                rest = text[position:].lstrip()
+                raise ValueError(f"the filter cannot be read from character {len(text) - len(rest) + 1} on: {rest[:40]!r}")
             kind = str(match.lastgroup)
             self.tokens.append((kind, match[kind], match.start(kind) + 1))
             position = match.end()

@@ -149,7 +149,9 @@ class Index:
         """The chunks whose vectors are nearest, and their cosines."""
         numbers, documents, matrix = self._loaded()
         if among is not None:
-            allowed = self._execute("SELECT number FROM documents WHERE name IN (SELECT value FROM json_each(?))", [json.dumps(list(among))])
+            allowed = self._execute(
+                "SELECT number FROM documents WHERE name IN (SELECT value FROM json_each(?))", [json.dumps(list(among))]
+            )
             which = np.isin(documents, [number for (number,) in allowed])
             numbers, matrix = numbers[which], matrix[which]
         cosines = matrix @ np.asarray(vector, np.float32) if len(numbers) else np.zeros(0, np.float32)
@@ -219,9 +221,7 @@ class Index:
         return None
 
 
-_CHUNKS_OF = (
-    "SELECT c.number FROM chunks c JOIN documents d ON d.number = c.document WHERE d.name IN (SELECT value FROM json_each(?))"
-)
+_CHUNKS_OF = "SELECT c.number FROM chunks c JOIN documents d ON d.number = c.document WHERE d.name IN (SELECT value FROM json_each(?))"
 
 
 def delete(path: str | os.PathLike) -> None:
@@ -241,7 +241,7 @@ def spaced(text: str) -> str:
 
 
 def match_expression(query: str) -> str:
-    """The words of a query as an expression of FTS5, in which any of them may fit; "" if it has none. Nothing in it has a special meaning."""
+    """The words of a query as an expression of FTS5 in which any of them may fit, and none has a special meaning; "" without words."""
     terms = dict.fromkeys(spaced(term).strip() for term in _TERM.findall(query))
     return " OR ".join(f'"{term}"' for term in list(terms)[:MAX_TERMS])
 
