@@ -120,7 +120,7 @@ def test_the_chunking_is_the_one_asked_for(client, running, store):
     config = {"white_space_config": {"max_tokens_per_chunk": 20, "max_overlap_tokens": 5}}
     upload(client, store, " ".join(words).encode(), chunking_config=config)
     found = sorted(passages(running, store, "word1", 100), key=lambda one: one.found.chunk.start)
-    assert [one.found.chunk.text.split() for one in found] == [words[i : i + 20] for i in range(0, 90, 15)]
+    assert [one.found.chunk.text.split() for one in found] == [words[i : i + 20] for i in range(0, 91, 15)]
 
 
 @pytest.mark.parametrize(
