@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,12 +93,14 @@ def calls(
     vocab_size: int,
     mode: str = "AUTO",
     names: Sequence[str] | None = None,
+    last: Collection[str] = (),
 ) -> GrammarConstraint:
     """Answers that call functions as they are declared, written the way the model writes calls (tokens/calls.py).
 
     tools: {"name", "description", "parameters"}, with a JSON schema of an object as parameters. mode: "AUTO" text and calls in any order;
     "VALIDATED" either text or calls; "ANY" calls only, one at least; "NONE" text only. names: the functions that may be called, all if
-    None. Calls may follow each other, as a model asks for several at once. Raises ValueError for an unknown mode or name, for a schema
+    None. last: functions after whose call no text may follow, because the model reads what they return before it goes on. Calls may follow
+    each other, as a model asks for several at once. Raises ValueError for an unknown mode or name, for a schema
     that cannot be followed and for a model that does not write calls.
     """
     if mode not in MODES:
@@ -111,9 +113,12 @@ def calls(
     if mode == "ANY" and not chosen:
         raise ValueError("a function must be called, but there is none that may be")
     rules = Rules()
-    text, call = _text(rules, vocabulary), rules.rule(_call(rules, tool, vocabulary) for tool in chosen)
+    text, made = _text(rules, vocabulary), {tool["name"]: rules.rule([_call(rules, tool, vocabulary)]) for tool in chosen}
+    call = rules.rule([one] for one in made.values())
+    before_text = rules.rule([[rules.rule([one] for name, one in made.items() if name not in last), Repeat(text, 0, 1)]])
+    at_the_end = rules.rule([[rules.rule([one] for name, one in made.items() if name in last), Repeat(call, 0, None)]])
     starts: dict[str, list[list[Symbol]]] = {
-        "AUTO": [[Repeat(text, 0, 1), Repeat(rules.rule([[call, Repeat(text, 0, 1)]]), 0, None)]],
+        "AUTO": [[Repeat(text, 0, 1), Repeat(before_text, 0, None), Repeat(at_the_end, 0, 1)]],
         "VALIDATED": [[Repeat(text, 0, 1)], [Repeat(call, 1, None)]],
         "ANY": [[Repeat(call, 1, None)]],
         "NONE": [[Repeat(text, 0, 1)]],

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pollux import content
@@ -22,6 +23,7 @@ from pollux.serve.content import joined, read_contents, read_system
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.safety import Safety, Verdict, read_settings
 from pollux.serve.server import Served, Server
+from pollux.serve.tools.toolbox import Toolbox, open_tools
 from pollux.serve.wire.enums import MediaResolution, ResponseModality, ThinkingLevel
 from pollux.serve.wire.generate import GenerateContentRequest, GenerationConfig
 from pollux.tokens import sequence as tokens
@@ -55,12 +57,22 @@ class Plan:
     thoughts: bool  # are part of the answer
     logprobs: bool
     ignored: tuple[str, ...]  # fields that had no effect
+    found_tokens: dict[str, int] = field(default_factory=dict)  # those that tools of the server have put into the prompt besides
+    asked: GenerateContentRequest = GenerateContentRequest()
+    turns: tuple[content.Content, ...] = ()  # that the prompt was written from
+    variables: dict[str, Any] = field(default_factory=dict)  # and what it was written with
+    tools: Toolbox = field(default_factory=Toolbox)  # of the server, which the model may call or whose findings it has read
 
 
 def prepare(
-    server: Server, served: Served, asked: GenerateContentRequest, caller: Caller = Caller(), running_text: str | None = None
+    server: Server,
+    served: Served,
+    asked: GenerateContentRequest,
+    caller: Caller = Caller(),
+    running_text: str | None = None,
+    look_up: bool = True,
 ) -> Plan:
-    """running_text: what the model goes on with, in place of contents. Blocks.
+    """running_text: what the model goes on with, in place of contents. look_up: let tools find something for it. Blocks.
 
     Raises ApiError for what cannot be asked, ValueError for what the model cannot read.
     """
@@ -81,22 +93,31 @@ def prepare(
             *(read_system(server, asked.system_instruction, "systemInstruction", caller.owner) if asked.system_instruction else ()),
             *read_contents(server, asked.contents, "contents", caller.owner),
         ]
+    _check_search(asked)
+    tools = open_tools(server.tools, asked.tools, caller.owner, ignored)
     variables = _thinking(served.model, config, ignored)
-    if tools := schema.prompt_tools(asked):
-        variables["tools"] = tools
-    _check_search(asked, ignored)
+    if functions := schema.prompt_tools(asked, tools.declarations):
+        variables["tools"] = functions
     prompt = write_prompt(served, turns, config, variables)
+    prompt_tokens, found_tokens = count(prompt), dict[str, int]()
+    verdict = safety.judge(_text(turns)) if safety.active else Verdict()
+    if look_up and not verdict.blocked and (informed := tools.before(turns)) is not turns:
+        turns, prompt = informed, write_prompt(served, informed, config, variables)
+        found_tokens = more_tokens(count(prompt), prompt_tokens)
     limit = served.input_limit
     if len(prompt) >= limit:
         raise invalid(f"The input token count ({len(prompt)}) exceeds the maximum number of tokens allowed ({limit - 1}).")
     sampling = _sampling(server, served.model, config, limit - len(prompt))
-    constraint = _constraint(served.model, asked, modalities, sampling.max_output_tokens)
-    excluded = _never_opened(served.model, draws=ResponseModality.IMAGE in modalities, calls=bool(tools))
+    constraint = constraint_of(served.model, asked, modalities, tools, sampling.max_output_tokens)
+    excluded = _never_opened(served.model, draws=ResponseModality.IMAGE in modalities, calls=bool(functions))
     timeout = min(server.settings.timeout, caller.timeout or server.settings.timeout)
+    candidates = _in_range("candidateCount", config.candidate_count, 1, server.settings.max_candidates, 1)
+    if candidates > 1 and tools.declarations:
+        raise invalid(f"generationConfig.candidateCount is {candidates} but must be 1 where the server runs tools that the model calls")
     request = Request(
         prompt,
         sampling,
-        candidates=_in_range("candidateCount", config.candidate_count, 1, server.settings.max_candidates, 1),
+        candidates=candidates,
         top_logprobs=_top_logprobs(config),
         owner=caller.owner,
         priority=caller.priority,
@@ -104,9 +125,22 @@ def prepare(
         constraint=constraint,
         excluded=excluded,
     )
-    verdict = safety.judge(_text(turns)) if safety.active else Verdict()
-    thoughts = config.thinking_config is not None and config.thinking_config.include_thoughts
-    return Plan(served, request, safety, verdict, count(prompt), modalities, thoughts, config.response_logprobs, tuple(ignored))
+    return Plan(
+        served,
+        request,
+        safety,
+        verdict=verdict,
+        prompt_tokens=prompt_tokens,
+        modalities=modalities,
+        thoughts=config.thinking_config is not None and config.thinking_config.include_thoughts,
+        logprobs=config.response_logprobs,
+        ignored=tuple(ignored),
+        found_tokens=found_tokens,
+        asked=asked,
+        turns=tuple(turns),
+        variables=variables,
+        tools=tools,
+    )
 
 
 def write_prompt(
@@ -162,10 +196,20 @@ def _modalities(model: Model, config: GenerationConfig) -> frozenset[ResponseMod
     return frozenset(wanted or can)
 
 
-def _constraint(model: Model, asked: GenerateContentRequest, modalities: frozenset[ResponseModality], most: int) -> Constraint | None:
-    """What the answer of at most `most` tokens must keep to: a schema, calls, or a drawing and nothing else; None for nothing."""
+def more_tokens(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """How many more tokens of each modality there are."""
+    return {name: number - before.get(name, 0) for name, number in after.items() if number > before.get(name, 0)}
+
+
+def constraint_of(
+    model: Model, asked: GenerateContentRequest, modalities: frozenset[ResponseModality], tools: Toolbox, most: int, may_call: bool = True
+) -> Constraint | None:
+    """What the answer of at most `most` tokens must keep to: a schema, calls, or a drawing and nothing else; None for nothing.
+
+    may_call: the tools of the server; they stay declared if not.
+    """
     assert model.vocabulary is not None
-    constraint = schema.constraint(asked, model)
+    constraint = schema.constraint(asked, model, tools.declarations, may_call)
     if modalities != {ResponseModality.IMAGE}:
         return constraint and Ending(constraint, model.vocabulary, model.config.vocab_size, most)
     if constraint is not None:
@@ -173,13 +217,12 @@ def _constraint(model: Model, asked: GenerateContentRequest, modalities: frozens
     return OneDrawing(model.vocabulary, model.config.vocab_size)
 
 
-def _check_search(asked: GenerateContentRequest, ignored: list[str]) -> None:
-    """Answers come without grounding, which the client is told; what the original refuses is refused."""
-    searching = [i for i, tool in enumerate(asked.tools) if tool.google_search is not None]
+def _check_search(asked: GenerateContentRequest) -> None:
+    """What the original refuses is refused."""
+    searching = any(tool.google_search is not None for tool in asked.tools)
     both_allowed = asked.tool_config is not None and asked.tool_config.include_server_side_tool_invocations
     if searching and any(tool.function_declarations for tool in asked.tools) and not both_allowed:
         raise invalid("googleSearch can be combined with functionDeclarations only if toolConfig.includeServerSideToolInvocations is true")
-    ignored += [f"tools[{i}].googleSearch" for i in searching]
 
 
 def _never_opened(model: Model, draws: bool, calls: bool) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ class Session:
 
     async def check(self) -> None:
         """Raises ApiError for a setup that no turn could be answered with."""
-        await self._plan([Content((Part(text="a"),), "user")])
+        await self._plan([Content((Part(text="a"),), "user")], look_up=False)
 
     async def take(self, message: ClientMessage) -> None:
         """Act on a message. Raises ApiError for one that makes no sense."""
@@ -201,7 +201,7 @@ class Session:
             self.history.append(Content(said, "user"))
         self._answering, self._speaking = asyncio.create_task(self._answer()), True
 
-    async def _plan(self, contents: list[Content]) -> Plan:
+    async def _plan(self, contents: list[Content], look_up: bool = True) -> Plan:
         setup = self.setup
         request = GenerateContentRequest(
             contents=tuple(contents),
@@ -210,7 +210,7 @@ class Session:
             safety_settings=setup.safety_settings,
             generation_config=setup.generation_config,
         )
-        return await self.server.run(prepare, self.server, self.served, request, self.caller)
+        return await self.server.run(prepare, self.server, self.served, request, self.caller, look_up=look_up)
 
     async def _answer(self) -> None:
         try:

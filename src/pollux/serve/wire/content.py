@@ -100,7 +100,10 @@ class FunctionDeclaration:
 
 @dataclass(frozen=True)
 class Tool:
+    """The others than functions are run by the server (serve/tools)."""
+
     function_declarations: tuple[FunctionDeclaration, ...] = ()
+    code_execution: dict[str, Any] | None = None
     google_search: dict[str, Any] | None = None
 
 
