@@ -35,7 +35,7 @@ from pollux.serve.keys import Keys
 from pollux.serve.listener import Listener
 from pollux.serve.safety import Blocklist
 from pollux.serve.server import Settings
-from pollux.serve.service import Service
+from pollux.serve.service import Searched, Service
 from pollux.serve.store import Store
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -98,7 +98,11 @@ class Options:
     host_name: Names = ()
     """Another name that this server is reached by, for its certificate and its check of names; may be given several times."""
     fetch: Flag = False
-    """Fetch http and https URLs that requests name, from public addresses only."""
+    """Fetch http and https URLs that requests name, from public addresses only; with it the tool urlContext reads web pages."""
+    search: Path | None = None
+    """Folder of documents that the tool googleSearch finds passages in."""
+    search_url: str = ""
+    """What stands before their paths in the addresses of those documents, such as https://docs.example.org/; by default the folder's name."""
     tls: Flag = False
     """Speak HTTPS with a certificate that is made here."""
     certificate: Path | None = None
@@ -116,6 +120,10 @@ class Options:
             raise ValueError("--tls makes a certificate, so it takes none: leave out --tls or --certificate")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port} must be between 0 and 65535")
+        if self.search is not None and not self.search.is_dir():
+            raise ValueError(f"--search {self.search} is no folder")
+        if self.search_url and self.search is None:
+            raise ValueError("--search-url needs --search")
         if self.max_output_tokens < 1:
             raise ValueError(f"--max-output-tokens {self.max_output_tokens} must be at least 1")
         for flag, value in (("--timeout", self.timeout), ("--drain", self.drain), ("--max-body", self.max_body)):
@@ -169,7 +177,8 @@ def serve(options: Options) -> None:
             )
         files = _tls_files(options, data)
         with _bind(options.host, options.port) as sock:
-            service = Service(rules, store, options.settings(), scorer)
+            searched = Searched(options.search, options.search_url) if options.search else None
+            service = Service(rules, store, options.settings(), scorer, searched)
             start = _Start(options, service, sock.getsockname()[1])
             start.begin()
             Listener(service.app, service.gate, options.drain, **files).run(sockets=[sock])

@@ -27,6 +27,7 @@ from pollux.serve.live import tokens
 from pollux.serve.openai import routes as openai
 from pollux.serve.openai.errors import answer_error
 from pollux.serve.server import VERSIONS, Server
+from pollux.serve.tools.own import own_tools
 from pollux.serve.upkeep import Upkeep
 
 # What may go wrong without a mistake of ours. Of any other exception starlette, having answered, breaks off the connection.
@@ -38,6 +39,7 @@ def create_app(server: Server) -> Starlette:
 
     The lifespan of the app starts and ends that work; who serves it without one calls `start` and `close`.
     """
+    server.tools = {**own_tools(server), **server.tools}
     upkeep = Upkeep(server)
 
     @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ from pollux.serve.content import joined, read_contents, read_system
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.safety import Safety, Verdict, read_settings
 from pollux.serve.server import Served, Server
+from pollux.serve.tools.tool import Room
 from pollux.serve.tools.toolbox import Toolbox, open_tools
 from pollux.serve.wire.enums import MediaResolution, ResponseModality, ThinkingLevel
 from pollux.serve.wire.generate import GenerateContentRequest, GenerationConfig
@@ -33,6 +34,7 @@ from pollux.tokens.interleave import count, encode_prompt
 MAX_TEMPERATURE = 2.0
 MAX_LOGPROBS = 20  # alternatives for each token
 MAX_STOPS = 16
+_MARKERS = 8  # tokens around a turn
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ def prepare(
     prompt = write_prompt(served, turns, config, variables)
     prompt_tokens, found_tokens = count(prompt), dict[str, int]()
     verdict = safety.judge(_text(turns)) if safety.active else Verdict()
-    if look_up and not verdict.blocked and (informed := tools.before(turns)) is not turns:
+    limit = served.input_limit
+    if look_up and not verdict.blocked and (informed := tools.before(turns, _room(served, limit - len(prompt)))) is not turns:
         turns, prompt = informed, write_prompt(served, informed, config, variables)
         found_tokens = more_tokens(count(prompt), prompt_tokens)
-    limit = served.input_limit
     if len(prompt) >= limit:
         raise invalid(f"The input token count ({len(prompt)}) exceeds the maximum number of tokens allowed ({limit - 1}).")
     sampling = _sampling(server, served.model, config, limit - len(prompt))
@@ -194,6 +196,13 @@ def _modalities(model: Model, config: GenerationConfig) -> frozenset[ResponseMod
         names = ", ".join(sorted(m.name for m in wanted - can))
         raise invalid(f"Multi-modal output is not supported: this model does not answer with {names}.")
     return frozenset(wanted or can)
+
+
+def _room(served: Served, left: int) -> Room:
+    """For what tools find: half of the tokens that are left, the rest is for the answer."""
+    vocabulary = served.model.vocabulary
+    assert vocabulary is not None
+    return Room(max(0, left // 2 - _MARKERS), lambda text: len(vocabulary.encode_text(text)))
 
 
 def more_tokens(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

@@ -73,14 +73,16 @@ class Found:
 class Index:
     """May be used from several threads of one process. probe: Embedder.probe, None if there are no vectors.
 
-    Made anew, empty, if there is none at `path`, if it is broken, or if its vectors are of another model.
+    path: a file, or ":memory:" for an index that is gone when it is closed. It is made anew, empty, if there is none, if it is broken, or
+    if its vectors are of another model.
     """
 
     def __init__(self, path: str | os.PathLike, probe: np.ndarray | None):
         self.path = Path(path)
         self._lock = threading.RLock()
         self._vectors: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if str(path) != ":memory:":
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._connection = self._open(probe)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ something when the answer is complete (`after`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,10 +39,18 @@ class Found:
 
 @dataclass(frozen=True)
 class Context:
-    """What a tool found before the model wrote; the model reads the text before the last turn of the user."""
+    """What a tool found before the model wrote; the model reads the text, if there is one, before the last turn of the user."""
 
     text: str
     found: Found = Found()
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many tokens a Context may add to the prompt, and how many a text has."""
+
+    tokens: int
+    count: Callable[[str], int]
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class ServerTool:
         """Do what the model asked for. What it did wrong is an outcome too, for it to read; errors that are raised end the answer."""
         raise NotImplementedError(f"{type(self).__name__} declares functions and cannot run them")
 
-    def before(self, turns: Sequence[content.Content]) -> Context | None:
+    def before(self, turns: Sequence[content.Content], room: Room) -> Context | None:
         """What to read before the last turn of the user; None for nothing. Called once, before the prompt is written."""
         return None
 

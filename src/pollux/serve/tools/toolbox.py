@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from typing import Any
 
 from pollux import content
 from pollux.serve.errors import invalid
-from pollux.serve.tools.tool import Found, ServerTool
+from pollux.serve.tools.grounding import joined
+from pollux.serve.tools.tool import Found, Room, ServerTool
 from pollux.serve.wire.content import Tool
 
 
@@ -28,7 +30,10 @@ class Kind:
 
 KINDS = (
     Kind("code_execution", "codeExecution", "pollux serve --code-execution"),
-    Kind("google_search", "googleSearch", "", optional=True),
+    Kind("google_search", "googleSearch", "pollux serve --search FOLDER", optional=True),
+    Kind("google_search_retrieval", "googleSearchRetrieval", "pollux serve --search FOLDER", optional=True),
+    Kind("url_context", "urlContext", "pollux serve --fetch", optional=True),
+    Kind("file_search", "fileSearch", "a data folder"),
 )
 
 
@@ -51,14 +56,17 @@ class Toolbox:
     def note(self, tool: ServerTool, found: Found) -> None:
         self._found[id(tool)] += found
 
-    def before(self, turns: list[content.Content]) -> list[content.Content]:
-        """The turns with what the tools find for them before the last of the user. Blocks."""
-        contexts = [(tool, tool.before(turns)) for tool in self.tools]
+    def before(self, turns: list[content.Content], room: Room) -> list[content.Content]:
+        """The turns with what the tools find for them before the last of the user. room: for all of them. Blocks."""
         texts = []
-        for tool, context in contexts:
-            if context is not None:
-                self.note(tool, context.found)
+        for tool in self.tools:
+            context = tool.before(turns, room)
+            if context is None:
+                continue
+            self.note(tool, context.found)
+            if context.text:
                 texts.append(content.Text(context.text))
+                room = dataclasses.replace(room, tokens=room.tokens - room.count(context.text))
         if not texts:
             return turns
         at = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=len(turns))
@@ -68,7 +76,7 @@ class Toolbox:
         """Fields of the candidate about what was found. Blocks."""
         fields: dict[str, Any] = {}
         for tool in self.tools:
-            fields |= tool.after(text, self._found[id(tool)])
+            fields = joined(fields, tool.after(text, self._found[id(tool)]))
         return fields
 
 

@@ -130,6 +130,7 @@ class Candidate:
     avg_logprobs: float | None = None
     logprobs_result: LogprobsResult | None = None
     grounding_metadata: dict[str, Any] | None = None
+    url_context_metadata: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
