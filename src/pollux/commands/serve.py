@@ -102,7 +102,7 @@ class Options:
     search: Path | None = None
     """Folder of documents that the tool googleSearch finds passages in."""
     search_url: str = ""
-    """What stands before their paths in the addresses of those documents, such as https://docs.example.org/; by default the folder's name."""
+    """What stands before the paths of those documents in their addresses, such as https://docs.example.org/; usually the folder's name."""
     tls: Flag = False
     """Speak HTTPS with a certificate that is made here."""
     certificate: Path | None = None

@@ -140,9 +140,10 @@ class Index:
         expression = match_expression(query)
         if not expression:
             return []
-        where, values = ("", []) if among is None else (f" AND rowid IN ({_CHUNKS_OF})", [json.dumps(list(among))])
+        # "+": else SQLite would look the words up for each of these chunks anew
+        where, values = ("", []) if among is None else (f" AND +rowid IN ({_CHUNKS_OF})", [json.dumps(list(among))])
         found = self._execute(
-            f"SELECT rowid, -bm25(words) FROM words WHERE words MATCH ?{where} ORDER BY bm25(words), rowid LIMIT ?",
+            f"SELECT rowid, -bm25(words) AS score FROM words WHERE words MATCH ?{where} ORDER BY score DESC, rowid LIMIT ?",
             [expression, *values, most],
         )
         return [(number, score) for number, score in found]

@@ -18,8 +18,8 @@ from typing import Any
 
 from pollux.serve.retrieval.chunks import UNSPACED
 
-SLOPE, MIDDLE = 15.0, 0.55  # of the logistic curve, as benchmarks/grounding.py printed them
-LEAST = 0.5  # confidence of a support
+SLOPE, MIDDLE = 7.5, 0.59  # of the logistic curve, as benchmarks/grounding.py printed them
+LEAST = 0.75  # confidence of a support
 MOST = 3  # passages for a sentence
 _LEAST_WORDS = 3  # of a sentence that says something
 _SENTENCE = re.compile(r"""[^\n.!?。！？]+(?:[.!?](?=\w)[^\n.!?。！？]+)*[.!?。！？]*["'”’)\]]*""")
@@ -44,7 +44,7 @@ class Support:
 
 def supports(answer: str, passages: Sequence[str]) -> list[Support]:
     """Those that there are, in the order of the answer."""
-    known = [_Words(passage) for passage in passages]
+    known = passages_of(passages)
     found = []
     for start, end in sentences(answer):
         scored = ((i, confidence(score(answer[start:end], one, known))) for i, one in enumerate(known))
@@ -52,6 +52,10 @@ def supports(answer: str, passages: Sequence[str]) -> list[Support]:
         if best:
             found.append(Support(start, end, tuple(best)))
     return found
+
+
+def passages_of(texts: Sequence[str]) -> list[Words]:
+    return [Words(text) for text in texts]
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
@@ -71,7 +75,7 @@ def confidence(score: float) -> float:
     return 1 / (1 + math.exp(-SLOPE * (score - MIDDLE)))
 
 
-def score(sentence: str, passage: _Words, passages: Sequence[_Words]) -> float:
+def score(sentence: str, passage: Words, passages: Sequence[Words]) -> float:
     """From 0, nothing in common, to 1, every word and pair of words."""
     words = _words(sentence)
     telling = Counter(word for word in words if word not in _COMMON)
@@ -86,7 +90,7 @@ def score(sentence: str, passage: _Words, passages: Sequence[_Words]) -> float:
     return (2 * single + double) / 3
 
 
-class _Words:
+class Words:
     """The words of a passage, and which of them are neighbours."""
 
     def __init__(self, text: str):
@@ -111,7 +115,7 @@ def _is_exact(word: str) -> bool:
     return any(character.isdigit() for character in word)
 
 
-def _weight(word: str, passages: Sequence[_Words]) -> float:
+def _weight(word: str, passages: Sequence[Words]) -> float:
     """How telling a word is: less, if most passages have it."""
     have = sum(word in passage.words for passage in passages)
     return 1 + math.log((1 + len(passages)) / (1 + have))
