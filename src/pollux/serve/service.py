@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from pollux.generate.model import Model
 from pollux.serve.access import Access, Rules
@@ -19,13 +20,21 @@ from pollux.serve.observe import Observed
 from pollux.serve.safety import Scorer
 from pollux.serve.server import AnyEngine, Served, Server, Settings
 from pollux.serve.store import Store
+from pollux.serve.tools.tool import Enabled
 
 
 class Service:
     """What serves one model. Keys are those in the store; the store and the engine belong to the caller."""
 
-    def __init__(self, rules: Rules, store: Store, settings: Settings = Settings(), scorer: Scorer | None = None):
-        self.rules, self.store, self.settings, self.scorer = rules, store, settings, scorer
+    def __init__(
+        self,
+        rules: Rules,
+        store: Store,
+        settings: Settings = Settings(),
+        scorer: Scorer | None = None,
+        tools: Mapping[str, Enabled] = MappingProxyType({}),
+    ):
+        self.rules, self.store, self.settings, self.scorer, self.tools = rules, store, settings, scorer, tools
         self.metrics, self.limits, self.gate = Metrics(), Limits(), Gate()
         self.app = Observed(self.gate, self.metrics)
         self.server: Server | None = None
@@ -37,7 +46,7 @@ class Service:
         """
         self.metrics.watch({name: engine})
         served = Served(name, model, MeasuredEngine(engine, name, self.metrics, self.limits), longest=longest)
-        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer)
+        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer, self.tools)
         app = create_app(self.server)
         counted = MetricsPage(BodyTimeout(app), self.metrics)
         self.gate.open(Access(counted, self.rules, Keys(self.store.records), self.limits), app)
