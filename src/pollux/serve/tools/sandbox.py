@@ -137,7 +137,6 @@ class Sandbox:
             shutil.which("bwrap") or "bwrap",
             *"--unshare-all --unshare-user --disable-userns --die-with-parent --new-session --clearenv".split(),
             *"--uid 1000 --gid 1000 --hostname sandbox --cap-drop ALL".split(),
-            *("--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--cap-drop", "ALL"),
             *("--info-fd", str(info), "--seccomp", str(rules)),
             *("--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"),
             *(word for name in ("bin", "sbin", "lib", "lib32", "lib64") for word in _beside_usr(name)),
