@@ -23,6 +23,7 @@ from pollux.serve.content import joined, read_contents, read_system
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.safety import Safety, Verdict, read_settings
 from pollux.serve.server import Served, Server
+from pollux.serve.tools.code_execution import FUNCTION
 from pollux.serve.tools.tool import Room
 from pollux.serve.tools.toolbox import Toolbox, open_tools
 from pollux.serve.wire.enums import MediaResolution, ResponseModality, ThinkingLevel
@@ -88,15 +89,15 @@ def prepare(
     safety = read_settings(server.scorer, asked.safety_settings)
     modalities = _modalities(served.model, config)
     ignored: list[str] = []
+    _check_search(asked)
+    tools = open_tools(server.tools, asked.tools, caller.owner, ignored)
     if running_text is not None:
         turns = [content.Content("", (content.Text(running_text),))]
     else:
         turns = [
             *(read_system(server, asked.system_instruction, "systemInstruction", caller.owner) if asked.system_instruction else ()),
-            *read_contents(server, asked.contents, "contents", caller.owner),
+            *read_contents(server, asked.contents, "contents", caller.owner, runs_code=FUNCTION in tools.by_name),
         ]
-    _check_search(asked)
-    tools = open_tools(server.tools, asked.tools, caller.owner, ignored)
     variables = _thinking(served.model, config, ignored)
     if functions := schema.prompt_tools(asked, tools.declarations):
         variables["tools"] = functions

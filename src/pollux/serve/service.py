@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pollux.generate.model import Model
 from pollux.serve.access import Access, Rules
@@ -44,11 +45,12 @@ class Service:
         store: Store,
         settings: Settings = Settings(),
         scorer: Scorer | None = None,
+        tools: Mapping[str, Enabled] = MappingProxyType({}),
         searched: Searched | None = None,
     ):
+        self.rules, self.store, self.settings, self.scorer, self.tools = rules, store, settings, scorer, tools
         self.searched = searched
         self.search: FolderSearch | None = None
-        self.rules, self.store, self.settings, self.scorer = rules, store, settings, scorer
         self.metrics, self.limits, self.gate = Metrics(), Limits(), Gate()
         self.app = Observed(self.gate, self.metrics)
         self.server: Server | None = None
@@ -60,7 +62,8 @@ class Service:
         """
         self.metrics.watch({name: engine})
         served = Served(name, model, MeasuredEngine(engine, name, self.metrics, self.limits), longest=longest)
-        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer, self._tools(served))
+        tools = {**self.tools, **self._search(served)}
+        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer, tools)
         app = create_app(self.server)
         counted = MetricsPage(BodyTimeout(app), self.metrics)
         self.gate.open(Access(counted, self.rules, Keys(self.store.records), self.limits), app)
@@ -72,7 +75,7 @@ class Service:
         if self.search is not None:
             self.search.close()
 
-    def _tools(self, served: Served) -> dict[str, Enabled]:
+    def _search(self, served: Served) -> dict[str, Enabled]:
         if self.searched is None:
             return {}
         index = self.store.folder / "search.sqlite"
