@@ -45,9 +45,7 @@ def test_a_sentence_that_several_passages_say_names_them_all():
 
 
 def test_words_that_are_not_there_lower_the_confidence():
-    full, part = (
-        supports(text, PASSAGES)[0].passages[0][1] for text in ("Most owls hunt at night", "Most owls hunt at night, they say, secretly")
-    )
+    full, part = (supports(text, PASSAGES)[0].passages[0][1] for text in ("Most owls hunt at night", "Most owls hunt at night, secretly"))
     assert full > part
 
 

@@ -66,7 +66,7 @@ def docs(place):
 def whole(place, docs):
     searched = Searched(docs, "https://docs.example.org/")
     with serving(place / "data", settings=Settings(fetch=FetchLimits()), searched=searched) as whole:
-        until(lambda: len(whole.service.search.search("", 10)) == 2)
+        until(lambda: len(whole.service.search.search("circle penguins", 10)) == 2)
         yield whole
 
 
