@@ -200,7 +200,7 @@ def serve(options: Options) -> None:
         files = _tls_files(options, data)
         with _bind(options.host, options.port) as sock:
             searched = Searched(options.search, options.search_url) if options.search else None
-            service = Service(rules, store, options.settings(), scorer, tools, searched)
+            service = Service(rules, store, options.settings(), scorer, tools=tools, searched=searched)
             start = _Start(options, service, sock.getsockname()[1])
             start.begin()
             Listener(service.app, service.gate, options.drain, **files).run(sockets=[sock])
