@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.serve.retrieval.chunks import Chunk, cut
-from pollux.serve.retrieval.index import Index, fuse
+from pollux.serve.retrieval.index import VECTOR_WEIGHT, Index, fuse
 from pollux.serve.retrieval.reading import Reading
 
 WORDS = "zorba kimto balu hendri quax mimpo tarvu".split()  # which have no other stem
@@ -64,11 +64,12 @@ def test_vectors_are_ranked_by_their_cosines(tmp_path):
 
 
 def test_both_rankings_are_fused_by_reciprocal_rank(tmp_path):
-    assert fuse([[1, 2], [2, 3]]) == [(2, pytest.approx(1 / 62 + 1 / 61)), (1, pytest.approx(1 / 61)), (3, pytest.approx(1 / 62))]
+    halved = fuse(([1, 2], 1.0), ([2, 3], 0.5))
+    assert halved == [(2, pytest.approx(1 / 62 + 0.5 / 61)), (1, pytest.approx(1 / 61)), (3, pytest.approx(0.5 / 62))]
     index = filled(tmp_path / "a.sqlite", ["zorba", "balu", "kimto"], np.eye(8, dtype=np.float32))
     [first, second, *_] = index.search("balu", np.eye(8, dtype=np.float32)[0] * 0.8 + np.eye(8, dtype=np.float32)[1] * 0.6, 3)
     assert (first.uri, second.uri) == ("uri:1", "uri:0")
-    assert first.score == pytest.approx(1 / 61 + 1 / 62) and first.bm25 is not None and second.bm25 is None
+    assert first.score == pytest.approx(1 / 61 + VECTOR_WEIGHT / 62) and first.bm25 is not None and second.bm25 is None
 
 
 def test_only_the_named_documents_are_searched(tmp_path):

@@ -4,6 +4,7 @@ an answer has to say something."""
 import contextlib
 import http.server
 import io
+import json
 import os
 import threading
 
@@ -12,6 +13,7 @@ import pytest
 from google import genai
 from google.genai import types
 from stored_server import until
+from websockets.sync.client import connect
 from whole_server import serving
 
 from pollux.content import Content, Text
@@ -99,6 +101,21 @@ def test_a_stream_ends_with_the_grounding(client):
     chunks = list(client.models.generate_content_stream(model="small", contents="star", config=config))
     given = [chunk.candidates[0].grounding_metadata for chunk in chunks]
     assert given[-1].web_search_queries == ["star"] and not any(given[:-1])
+
+
+def test_a_live_answer_says_what_it_rests_on(whole):
+    address = whole.url.replace("http", "ws") + "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
+    with connect(address) as socket:
+        setup = {"model": "models/small", "tools": [{"googleSearch": {}}], "generationConfig": {"maxOutputTokens": 5}}
+        socket.send(json.dumps({"setup": setup}))
+        socket.recv()
+        turn = {"role": "user", "parts": [{"text": "circle"}]}
+        socket.send(json.dumps({"clientContent": {"turns": [turn], "turnComplete": True}}))
+        told = [{}]
+        while not told[-1].get("turnComplete"):
+            told.append(json.loads(socket.recv(60))["serverContent"])
+    [found] = [one["groundingMetadata"] for one in told if "groundingMetadata" in one]
+    assert found["webSearchQueries"] == ["circle"] and found["groundingChunks"]
 
 
 def test_the_old_name_of_the_tool_searches_too(client):

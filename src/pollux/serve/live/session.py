@@ -249,8 +249,11 @@ class Session:
                     reason = _REASONS.get(candidate.finish_reason, reason) if candidate.finish_reason is not None else reason
                     fresh = [_with_id(part) for part in (candidate.content.parts if candidate.content is not None else ())]
                     parts += fresh
-                    if shown := tuple(part for part in fresh if part.function_call is None):
-                        await self.send(ServerMessage(server_content=ServerContent(model_turn=Content(shown, "model"))))
+                    shown = tuple(part for part in fresh if part.function_call is None)
+                    rests_on = candidate.grounding_metadata, candidate.url_context_metadata
+                    if shown or any(rests_on):
+                        turn = Content(shown, "model") if shown else None
+                        await self.send(ServerMessage(server_content=ServerContent(turn, *rests_on)))
         self._calls = {part.function_call.id: part.function_call.name for part in parts if part.function_call is not None}
         return usage, reason
 

@@ -25,6 +25,7 @@ from pollux.serve.retrieval.chunks import UNSPACED, Chunk
 log = logging.getLogger("pollux.serve")
 
 RANK_CONSTANT = 60  # of reciprocal rank fusion, Cormack, Clarke and Büttcher 2009
+VECTOR_WEIGHT = 0.05  # of the vectors, words weigh 1: a model that writes places texts roughly, and with more it drowns what words find
 MAX_TERMS = 64  # of a query
 _LEAST_CANDIDATES = 50  # of each ranking
 _SAME = 0.9999  # cosine of the probe's vectors of one and the same model
@@ -131,7 +132,7 @@ class Index:
             by_words = self._by_words(query, candidates, among)
             by_vector = [] if vector is None else self._by_vector(vector, candidates, among)
             words, cosines = dict(by_words), dict(by_vector)
-            fused = fuse([[number for number, _ in by_words], [number for number, _ in by_vector]])[:most]
+            fused = fuse(([number for number, _ in by_words], 1.0), ([number for number, _ in by_vector], VECTOR_WEIGHT))[:most]
             rows = self._rows([number for number, _ in fused])
             return [_found(rows[number], score, words.get(number), cosines.get(number)) for number, score in fused]
 
@@ -249,12 +250,12 @@ def match_expression(query: str) -> str:
     return " OR ".join(f'"{term}"' for term in list(terms)[:MAX_TERMS])
 
 
-def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
-    """Reciprocal rank fusion: each ranking gives 1 / (60 + place), places counted from 1; equal ones in the order of their numbers."""
+def fuse(*rankings: tuple[Sequence[int], float]) -> list[tuple[int, float]]:
+    """Reciprocal rank fusion: each ranking gives weight / (60 + place), places counted from 1; equal ones in the order of their numbers."""
     scores: dict[int, float] = {}
-    for ranking in rankings:
+    for ranking, weight in rankings:
         for place, number in enumerate(ranking, 1):
-            scores[number] = scores.get(number, 0.0) + 1 / (RANK_CONSTANT + place)
+            scores[number] = scores.get(number, 0.0) + weight / (RANK_CONSTANT + place)
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 

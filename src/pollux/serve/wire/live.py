@@ -100,6 +100,8 @@ class SetupComplete:
 @dataclass(frozen=True)
 class ServerContent:
     model_turn: Content | None = None
+    grounding_metadata: dict[str, Any] | None = None
+    url_context_metadata: dict[str, Any] | None = None
     generation_complete: bool = False
     turn_complete: bool = False
     interrupted: bool = False
