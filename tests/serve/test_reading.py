@@ -90,6 +90,12 @@ def test_the_charset_of_a_web_page_counts():
     assert "Grüße" in read("<meta charset=iso-8859-1><p>Grüße".encode("latin-1"), "text/html").text
 
 
+def test_markup_that_never_ends_is_read_in_one_pass():
+    depth = 200_000
+    assert read(b"<b>" * depth + b"deep" + b"</i>" * depth, "text/html").text == "deep"
+    assert cut(read(b"# a" + b" " * depth + b"b\ntext", "text/markdown"))[0].heading == "a b"
+
+
 @given(st.text())
 def test_any_markup_can_be_read(text):
     try:

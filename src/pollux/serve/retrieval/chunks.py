@@ -19,7 +19,7 @@ MAX_CHUNKS = 100_000
 UNSPACED = "\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Han, Kana, Thai ...
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]{{1,64}}")
 _SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’)\]]*$""")
-_HEADING = re.compile(r"^(#{1,6})[ \t]+(\S.*?)[ \t#]*$")
+_HEADING = re.compile(r"(#{1,6})[ \t]+([^\s#].*)")
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")
 
 
@@ -103,7 +103,7 @@ def _headings(reading: Reading) -> tuple[list[tuple[int, str]], list[int]]:
         fenced ^= bool(_FENCE.match(line))
         if match:
             level = len(match[1])
-            path = [(above, words) for above, words in path if above < level] + [(level, match[2])]
+            path = [(above, words) for above, words in path if above < level] + [(level, " ".join(match[2].rstrip(" \t#").split()))]
             found.append((position, " > ".join(words for _, words in path)[:300]))
             if not after_heading:
                 openings.append(position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
@@ -55,6 +56,7 @@ class _Reader(HTMLParser):
         self.text: list[str] = []
         self.title: list[str] = []
         self._open: list[tuple[str, bool]] = []  # elements, and whether they hide what is in them
+        self._number: Counter[str] = Counter()  # of them, by name
         self._hidden = self._pre = 0
         self._in_title = False
 
@@ -62,7 +64,7 @@ class _Reader(HTMLParser):
         if self._open and tag in _ENDED_BY.get(self._open[-1][0], ()):
             self._close(1)
         if tag == "body":  # whatever the head left open
-            self._close(sum(1 for name, _ in self._open if name != "html"))
+            self._close(len(self._open))
         self._break(tag)
         if tag in _VOID:
             if tag == "br" and not self._hidden:
@@ -71,6 +73,7 @@ class _Reader(HTMLParser):
         given = dict(attrs)
         hides = tag in _UNSEEN or "hidden" in given or bool(_HIDING.search(given.get("style") or ""))
         self._open.append((tag, hides))
+        self._number[tag] += 1
         self._hidden += hides
         self._pre += tag == "pre"
         self._in_title = tag == "title" and not self.title
@@ -81,10 +84,8 @@ class _Reader(HTMLParser):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        for depth, (name, _) in enumerate(reversed(self._open), 1):
-            if name == tag:
-                self._close(depth)
-                break
+        if self._number[tag]:
+            self._close(next(depth for depth, (name, _) in enumerate(reversed(self._open), 1) if name == tag))
         self._break(tag)
 
     def handle_data(self, data: str) -> None:
@@ -96,6 +97,7 @@ class _Reader(HTMLParser):
     def _close(self, number: int) -> None:
         for _ in range(number):
             name, hides = self._open.pop()
+            self._number[name] -= 1
             self._hidden -= hides
             self._pre -= name == "pre"
             self._in_title = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from pollux.serve.tools import grounding, sources
 from pollux.serve.tools.tool import Context, Found, Room, ServerTool, Source
 
 MAX_URLS = 20
+MAX_BYTES = 10 << 20  # of a page
 _PASSAGES = 8  # of a page that is too long to be read as a whole
 _WORDS, _OVERLAP = 120, 0
 _URL = re.compile(r"""https?://[^\s<>"'`{}|\\^]+""", re.IGNORECASE)
@@ -37,10 +40,10 @@ class _Fetch(ServerTool):
         self._fetched: list[dict[str, str]] = []
 
     def before(self, turns: Sequence[content.Content], room: Room) -> Context | None:
-        addresses = urls(turns)
+        addresses, end = urls(turns), time.monotonic() + self._limits.seconds
         found: list[Source] = []
         for url in addresses:
-            status, reading = self._get(url)
+            status, reading = self._get(url, end - time.monotonic())
             self._fetched.append({"retrievedUrl": url, "urlRetrievalStatus": _PREFIX + status})
             if reading is not None:
                 found += _sources(url, reading, sources.question(turns), room, len(addresses))
@@ -55,9 +58,13 @@ class _Fetch(ServerTool):
             fields["grounding_metadata"] = grounding.metadata(text, [source.text for source in found.sources], chunks)
         return fields
 
-    def _get(self, url: str) -> tuple[str, Reading | None]:
+    def _get(self, url: str, seconds: float) -> tuple[str, Reading | None]:
+        """What became of it, within the seconds that are left for all pages."""
+        if seconds <= 0:
+            return "ERROR", None
         try:
-            fetched = fetch(url, self._limits, self._allowed)
+            limits = dataclasses.replace(self._limits, seconds=seconds, max_bytes=min(self._limits.max_bytes, MAX_BYTES))
+            fetched = fetch(url, limits, self._allowed)
             return "SUCCESS", read(fetched.data, fetched.mime_type or "text/html")
         except FetchError as error:
             return "UNSAFE" if error.refused else "PAYWALL" if error.status == 402 else "ERROR", None
