@@ -67,7 +67,8 @@ class Uploads:
         if protocol == "resumable":
             return await self._start(request)
         if protocol in ("raw", "media"):
-            record = await self._begin(request, b"", request.headers.get("content-type", ""), _length(request, "content-length"))
+            size = _length(request, "content-length")
+            record = await self._begin(request, b"", request.headers.get("content-type", ""), size, at_once=True)
             return await self._at_once(request, record, request.stream())
         if protocol == "multipart":
             return await self._related(request)
@@ -93,7 +94,7 @@ class Uploads:
         if len(parts) != 4 or not parts[3].startswith(b"--"):
             raise invalid("the body must have two parts, the metadata as JSON and the file, and the boundary with two dashes at its end")
         mime_type, data = _part(parts[2])
-        record = await self._begin(request, _part(parts[1])[1], mime_type, len(data))
+        record = await self._begin(request, _part(parts[1])[1], mime_type, len(data), at_once=True)
         return await self._at_once(request, record, _whole(data))
 
     async def _at_once(self, request: Request, record: Record, body: AsyncIterator[bytes]) -> JSONResponse:
@@ -104,8 +105,11 @@ class Uploads:
             await self._forget(record)
             raise
 
-    async def _begin(self, request: Request, metadata: bytes, mime_type: str, size: int | None) -> Record:
-        """The record of a new upload. Raises ApiError for metadata that the target refuses, and for more than may be stored."""
+    async def _begin(self, request: Request, metadata: bytes, mime_type: str, size: int | None, at_once: bool = False) -> Record:
+        """The record of a new upload. at_once: nobody can go on with it later.
+
+        Raises ApiError for metadata that the target refuses, and for more than may be stored.
+        """
         store, settings, owner = store_of(self.server), self.server.settings, owner_of(request)
         fields, remembered, ignored = await self.server.run(self.target.begin, metadata, request)
         request.state.ignored += ignored
@@ -122,6 +126,8 @@ class Uploads:
             raise invalid(f"Unsupported MIME type: {mime_type:.80}")
         data = {"displayName": fields.display_name, "mimeType": mime_type, "size": size, "received": 0, "became": None, **remembered}
         data["path"] = request.url.path
+        if at_once:
+            data["atOnce"] = True
 
         def add() -> Record:
             with store.records.transaction():
@@ -219,6 +225,15 @@ class Uploads:
             raise
         store.discard(name)
         return self.target.made(made)
+
+
+def forget_broken(server: Server) -> None:
+    """Take away what the last end of the server left of uploads in one request, of which no client knows the name; blocks."""
+    store = store_of(server)
+    for record in store.records.all("upload"):
+        if record.data.get("atOnce") and record.created < server.started:
+            store.delete(record)
+            store.discard(record.name)
 
 
 class _Writer:
