@@ -186,7 +186,18 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "imagen-*", "--max-output-tokens", str(ANSWER)]
+    flags = [
+        "--port",
+        str(port),
+        "--data",
+        str(work / "data"),
+        "--alias",
+        "gemini-*",
+        "--alias",
+        "imagen-*",
+        "--max-output-tokens",
+        str(ANSWER),
+    ]
     if shutil.which("bwrap"):
         flags.append("--code-execution")
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
