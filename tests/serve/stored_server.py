@@ -49,11 +49,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, objects="") -> Iterator[Running]:
-    """A server in this process; wrap: what stands before its application; objects: URL of an object store."""
+def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, objects="", **parts) -> Iterator[Running]:
+    """A server in this process; wrap: what stands before its application; objects: URL of an object store; parts: others of Server."""
     clock = Clock()
     store = Store(folder, clock, objects)
-    server = Server(models or {}, store=store, settings=settings)
+    server = Server(models or {}, store=store, settings=settings, **parts)
     app = create_app(server)
     listening = socket.create_server(("127.0.0.1", 0))
     listener = uvicorn.Server(uvicorn.Config(wrap(app), log_level="warning", lifespan="on"))

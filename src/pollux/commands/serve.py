@@ -191,7 +191,7 @@ def serve(options: Options) -> None:
             )
         files = _tls_files(options, data)
         with _bind(options.host, options.port) as sock:
-            service = Service(rules, store, options.settings(), scorer, tools)
+            service = Service(rules, store, options.settings(), scorer, tools=tools)
             start = _Start(options, service, sock.getsockname()[1])
             start.begin()
             Listener(service.app, service.gate, options.drain, **files).run(sockets=[sock])

@@ -279,8 +279,10 @@ def _usage(usage: UsageMetadata) -> LiveUsage:
         usage.prompt_token_count,
         usage.cached_content_token_count,
         usage.candidates_token_count,
+        usage.tool_use_prompt_token_count,
         usage.thoughts_token_count,
         usage.total_token_count,
         usage.prompt_tokens_details,
         usage.candidates_tokens_details,
+        usage.tool_use_prompt_tokens_details,
     )

@@ -127,10 +127,12 @@ class LiveUsage:
     prompt_token_count: int | None = None
     cached_content_token_count: int | None = None
     response_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
     thoughts_token_count: int | None = None
     total_token_count: int | None = None
     prompt_tokens_details: tuple[ModalityTokenCount, ...] = ()
     response_tokens_details: tuple[ModalityTokenCount, ...] = ()
+    tool_use_prompt_tokens_details: tuple[ModalityTokenCount, ...] = ()
 
 
 @dataclass(frozen=True)
