@@ -397,3 +397,20 @@ def test_a_vocabulary_without_an_end_of_turn_cannot_be_constrained(gemma):
     vocabulary.stops = ()
     with pytest.raises(ValueError, match="no id that ends its turn"):
         constrain.choice(["a"], vocabulary, 500)
+
+
+def test_no_text_follows_a_call_that_is_to_be_answered_first(words):
+    vocabulary = words[0]
+    text = vocabulary.encode_text("so")
+    opening, closing = ([vocabulary.specials[name]] for name in ("<call>", "</call>"))
+    stop, go = ([*opening, *vocabulary.encode_text(f'{{"name":"{name}","args":{{}}}}'), *closing] for name in ("stop", "go"))
+    constraint = constrain.calls([STOP, {"name": "go"}], *words, "AUTO", last=["stop"])
+    for ids, refused in (
+        ([*text, *stop, *text], len(text + stop)),
+        ([*stop, *go, *text], len(stop + go)),
+        ([*text, *go, *text, *go, *stop, *stop, *go], None),
+        ([*text], None),
+    ):
+        again = constraint.fresh()
+        assert first_refused(again, ids) == (len(ids) if refused is None else refused)
+        assert refused is not None or may_end(again, vocabulary)
