@@ -52,6 +52,7 @@ def told(output: str, outcome: str = "OUTCOME_OK") -> Content:
 # A red pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 PICTURE = f"import base64\nopen('a.png','wb').write(base64.b64decode('{PNG}'))"
+NOTE = "Note: today the sky is green."  # what a tool finds before the answer
 # Questions and what the model has learnt to do about them when it may run code.
 WITH_CODE: dict[str, Sequence[Content]] = {
     "what is 6 times 7?": (runs("print(6*7)", "Let me see. "), told("42\n"), says("It is 42.")),
@@ -83,7 +84,7 @@ def calling_model() -> Model:
     documents = [Document((code, user(question), *turns)) for question, turns in WITH_CODE.items()]
     documents += [Document((both, user(question), *turns)) for question, turns in WITH_WEATHER.items()]
     documents += [Document((code, user("what is 2 to the 9?"), *turns)) for turns in AGAIN]
-    documents += [Document((user("hello"), says("Hello.")))]
+    documents += [Document((user("hello"), says("Hello."))), Document((user(NOTE), user("the sky?"), says("It is green.")))]
     return taught(documents)
 
 

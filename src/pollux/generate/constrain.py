@@ -1,4 +1,4 @@
-"""Constraints on answers: JSON by a schema, one of several strings, a regular expression, function calls, each as a mask over the ids.
+"""Constraints on answers: JSON by a schema, one of several strings, function calls, each as a mask over the ids.
 
 llguidance follows a grammar (schema_grammar.py writes those of schemas) over the bytes of the tokens, so that a token may span several
 of its symbols. An answer may end only where the grammar can, and must where nothing else is possible; whether it gets there within its
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from pollux.generate.rules import Repeat, Rules, Symbol
 from pollux.generate.schema_grammar import Values, reason
-from pollux.generate.value_forms import Gemma, Json, expression, literal
+from pollux.generate.value_forms import Gemma, Json, literal
 from pollux.tokens.calls import QUOTE, declared
 from pollux.tokens.vocabulary import Vocabulary
 
@@ -54,13 +54,6 @@ class GrammarConstraint:
         if not self._matcher.consume_token(token):
             raise ValueError(f"the id {token} is not allowed here: {reason(self._matcher.get_error())}")
 
-    def forced(self) -> list[int]:
-        """The ids that come next whatever the model says, as the tokenizer would write them; [] where there is a choice.
-
-        They are not stepped over. `allowed` admits each of them alone, so that they can be read in one pass instead of written one by one.
-        """
-        return self._matcher.compute_ff_tokens()
-
     def _check(self) -> None:
         if self._matcher.is_error():
             raise ValueError(f"the constraint cannot be followed further: {reason(self._matcher.get_error())}")
@@ -77,14 +70,6 @@ def choice(strings: Sequence[str], vocabulary: Vocabulary, vocab_size: int) -> G
     if not strings or not all(isinstance(text, str) and text for text in strings):
         raise ValueError(f"an answer is chosen from at least one text, none of them empty, not from {list(strings)!r:.80}")
     return _constraint(f"start: T\nT: {' | '.join(map(literal, strings))}\n", vocabulary, vocab_size)
-
-
-def regex(pattern: str, vocabulary: Vocabulary, vocab_size: int) -> GrammarConstraint:
-    r"""A text that a regular expression matches as a whole; \d and \w are ASCII, and there is no looking ahead or behind.
-
-    Raises ValueError for what is no such expression.
-    """
-    return _constraint(f"start: T\nT: /{expression(pattern)}/\n", vocabulary, vocab_size)
 
 
 def calls(
