@@ -186,6 +186,8 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "--max-output-tokens", str(ANSWER)]
+    if shutil.which("bwrap"):
+        flags.append("--code-execution")
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:

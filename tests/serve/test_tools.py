@@ -84,11 +84,9 @@ def test_what_is_found_before_the_answer_is_read_counted_and_told(served, engine
         alone = ask(server, {"generateContentRequest": SKY}, "countTokens").json()["totalTokens"]
         counted = ask(server, {"generateContentRequest": SEARCH}, "countTokens").json()["totalTokens"]
         assert notes.asked == []  # nothing is looked up for a count
-        chunks = list(
-            genai.Client(api_key="any", http_options={"base_url": server.url}).models.generate_content_stream(
-                model="calls", contents="the sky?", config={"tools": [{"google_search": {}}], "temperature": 0}
-            )
-        )
+        client = genai.Client(api_key="any", http_options={"base_url": server.url})
+        config = {"tools": [{"google_search": {}}], "temperature": 0}
+        chunks = list(client.models.generate_content_stream(model="calls", contents="the sky?", config=config))
     assert notes.asked == [["the sky?"]]
     whole = encode(Document((user(NOTE), user("the sky?"), says("It is green."))), calling_model().vocabulary, TokensConfig())
     candidate, used = answer["candidates"][0], answer["usageMetadata"]
