@@ -1,6 +1,6 @@
 """The official client's own tests against a running server: which of those that send a request pass.
 
-    .venv/bin/python benchmarks/client_tests.py runs/quickstart/model --client 3.4.0 --reasons reasons.md
+    .venv/bin/python benchmarks/client_tests.py runs/calls/model --client 3.4.0 --reasons docs/conformance.md
 
 Starts `pollux serve` with the folder (or takes --server URL), makes a virtual environment with the asked version of google-genai, and runs
 the tests that its wheel ships in `--mode=api`. A test counts only when a request of its left for the server; client_plugin.py counts. Media
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import client_reasons
 import numpy as np
 import PIL.Image
 import tyro
@@ -80,11 +81,11 @@ KINDS = {
 @dataclass(frozen=True)
 class Settings:
     folder: tyro.conf.Positional[str] = ""  # of the model to serve
-    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the alias "gemini-*"
+    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the aliases "gemini-*" and "imagen-*"
     client: str = metadata.version("google-genai")  # version of the client
     tests: tuple[str, ...] = FOLDERS  # folders or files below google/genai/tests
     seconds: float = 60.0  # for one test
-    reasons: str = ""  # file for the reasons of those that fail, grouped
+    reasons: str = ""  # page that gets a section with those that fail and why, such as docs/conformance.md
     environments: str = "~/.cache/pollux/clients"  # one virtual environment per version
     allow: bool = False  # add the tests that pass to the list of those that must
 
@@ -109,7 +110,7 @@ def main(settings: Settings) -> int:
     print(f"google-genai {settings.client} against {url}\n")
     print(table(results))
     if settings.reasons:
-        Path(settings.reasons).write_text(reasons(results, settings.client))
+        client_reasons.write(Path(settings.reasons), results, settings.client, table(results))
     if settings.allow:
         allow(results, settings.client)
     return check_allowed(results, settings)
@@ -185,7 +186,7 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "--max-output-tokens", str(ANSWER)]
+    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "imagen-*", "--max-output-tokens", str(ANSWER)]
     if shutil.which("bwrap"):
         flags.append("--code-execution")
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
@@ -258,18 +259,6 @@ def table(results: list[dict[str, Any]]) -> str:
     for folder in [*(name for name in rows if name != "all"), "all"]:
         lines.append(f"{folder:<20}" + "".join(f"{rows[folder][name]:>{len(name) + 2}}" for name in columns))
     return "\n".join(lines)
-
-
-def reasons(results: list[dict[str, Any]], version: str) -> str:
-    """The tests that sent a request and did not pass, or could not be imported, under their reasons; the commonest first."""
-    groups: dict[str, list[str]] = collections.defaultdict(list)
-    for result in results:
-        if result["outcome"] == "broken" or (result["sent"] and result["outcome"] != "passed"):
-            groups[result["reason"]].append(result["test"])
-    lines = [f"# google-genai {version}"]
-    for reason, names in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
-        lines += ["", f"{len(names)} x {reason}", *(f"- {name}" for name in names)]
-    return "\n".join(lines) + "\n"
 
 
 def allowed() -> dict[str, set[str]]:

@@ -4,8 +4,9 @@
 
 Starts `pollux serve` with the model and speaks HTTP to it from this process, so that client and server share the machine. Its embedding
 is made small first, which flattens the logits, so that answers are hardly ever shorter than they may be. Streams follow each other
-without a pause, each with a prompt and a seed of its own. Tokens are those of usageMetadata; the time between tokens is that between the
-chunks of a stream, since the tokens of a chunk come together. One stream and many take turns, and medians of the rounds are compared.
+without a pause, each with a prompt and a seed of its own, and ask for text, since a picture comes whole and not token by token. Tokens
+are those of usageMetadata; the time between tokens is that between the chunks of a stream, since the tokens of a chunk come together.
+One stream and many take turns, and medians of the rounds are compared.
 Then transformers' generate with as many rows at once, for a random Llama with the width, depth, heads, feed-forward and vocabulary of the
 model. Last, the time to the first chunk of a prompt of 4,000 tokens: new, and when all but its end is in a cachedContent.
 """
@@ -80,7 +81,7 @@ class Client:
 
 def question(number: int, **generation: object) -> dict:
     text = f"Tell me story {number} about a red ball and a green box."
-    settings = {"temperature": 1.0, "seed": number, "maxOutputTokens": OUTPUT} | generation
+    settings = {"temperature": 1.0, "seed": number, "maxOutputTokens": OUTPUT, "responseModalities": ["TEXT"]} | generation
     return {"contents": [{"role": "user", "parts": [{"text": text}]}], "generationConfig": settings}
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from pollux.content import Audio, Document, Image, Text, Video
+from pollux.content import Audio, Document, FunctionCall, FunctionResponse, Image, Text, Video
 from pollux.data.world import COLOURS, EVALUATIONS, HELD_OUT, SHAPES, TASKS, World, WorldConfig, look
 from pollux.data.world.speech import voices
 
@@ -31,6 +31,8 @@ def fingerprint(document: Document):
         match part:
             case Text():
                 return part.text
+            case FunctionCall() | FunctionResponse():
+                return part
             case Video():
                 sound = part.source.audio
                 return part.source.frames.tobytes(), None if sound is None else sound.tobytes()
@@ -139,9 +141,14 @@ def test_the_contrastive_text_is_given_on_the_asked_share(world):
 
 
 def test_text_for_the_tokenizer_holds_every_word_of_the_documents(world):
+    """But for those whose words have no end."""
     words = {w for text in world.text_sample(12_000) for w in re.findall("[a-z]+", text)}
     documents = {
-        w for task in TASKS for i in range(150) for text in parts(world.document(task, i), Text) for w in re.findall("[a-z]+", text.text)
+        w
+        for task in set(TASKS) - {"call", "talk"}
+        for i in range(150)
+        for text in parts(world.document(task, i), Text)
+        for w in re.findall("[a-z]+", text.text)
     }
     assert documents <= words and len(words) < 150
 

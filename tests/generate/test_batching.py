@@ -301,3 +301,27 @@ def test_warming_compiles_what_requests_need(windowed, monkeypatch):
     compiled = decode.decode._cache_size(), decode.prefill._cache_size()
     _run(engine, [engine.submit(request) for request in _requests(windowed, 9)])
     assert (decode.decode._cache_size(), decode.prefill._cache_size()) == compiled
+
+
+def test_a_row_among_31_others_writes_what_it_writes_alone_while_others_come_and_end(windowed):
+    (request, *others) = _requests(windowed, 60)
+    request = Request(request.prompt, Sampling(temperature=1.2, seed=77, max_output_tokens=90))
+    expected = _alone(_engine(windowed), request)
+    engine = _engine(windowed, max_rows=32)
+    joined = 0
+    launch = engine._batch.dispatcher.launch
+
+    def watched(kind, rows, before, steps, read):
+        nonlocal joined
+        joined += before is not None and not set(rows) <= set(before.rows)
+        return launch(kind, rows, before, steps, read)
+
+    engine._batch.dispatcher.launch = watched
+    jobs, most = [engine.submit(each) for each in (*others[:20], request, *others[20:40])], 0
+    for other in others[40:]:
+        jobs.append(engine.submit(other))
+        engine._batch.step()
+        most = max(most, len(engine._batch.rows))
+    _run(engine, jobs)
+    assert jobs[20].results()[0].ids.tolist() == expected
+    assert most == 32 and joined > 2, "rows were meant to join a dispatch that was under way"

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +15,9 @@ from pollux.generate.settings import EngineSettings
 from pollux.model.config import AttentionConfig, FeedForwardConfig, LayerConfig, ModelConfig
 from pollux.model.family import soft_inputs
 from pollux.model.params import abstract
+from pollux.tokens.codec.codec import Codec
+from pollux.tokens.codec.config import CodecConfig
+from pollux.tokens.codec.model import init
 from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
 from pollux.tokens.text import train_bpe
 from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
@@ -39,10 +43,12 @@ class HalvesCodec:
 
 
 @functools.cache
-def small_model(likely: str = "") -> Model:
-    """likely: a special token that the model is about as likely to write as the best other one, whatever came before."""
+def small_model(likely: str = "", can_be_saved: bool = False) -> Model:
+    """likely: a special token that the model is about as likely to write as the best other one, whatever came before. can_be_saved: with
+    a codec of the usual kind."""
+    codec = random_codec() if can_be_saved else HalvesCodec()
     tokenizer = train_bpe(["a big red circle is left of the small blue star", '{"name": "what colour is it?", "size": 12}'] * 3, 320)
-    vocabulary = Vocabulary(tokenizer, HalvesCodec.levels)
+    vocabulary = Vocabulary(tokenizer, codec.levels)
     layer = LayerConfig(AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8), FeedForwardConfig(48))
     inputs = soft_inputs(TOKENS)
     config = ModelConfig("small", vocabulary.size, 32, (layer,), num_groups=1, soft_inputs=inputs, norm="layer", max_positions=LIMIT)
@@ -52,7 +58,18 @@ def small_model(likely: str = "") -> Model:
     if likely:
         direction = params["final_norm"]["bias"]
         params["embed"][SPECIAL_IDS[likely]] = 2.5 * direction / np.linalg.norm(direction)
-    return Model(params, config, TOKENS, vocabulary, HalvesCodec(), Sampling(temperature=0.0))
+    return Model(params, config, TOKENS, vocabulary, codec, Sampling(temperature=0.0))
+
+
+def random_codec() -> Codec:
+    config = CodecConfig(size=(4, 8), patch=4, window=4, form_levels=(4,), colour_levels=(4,), hidden=8, layers=1)
+    return Codec(config, init(config, 0))
+
+
+def small_folder(path: Path) -> Path:
+    """A folder of such a model for `pollux serve`."""
+    small_model(can_be_saved=True).save(path)
+    return path
 
 
 @contextlib.contextmanager

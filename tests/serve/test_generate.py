@@ -124,6 +124,14 @@ def test_a_stream_says_the_same_and_ends_with_text_and_reason_together(api):
     assert totals == sorted(totals)
 
 
+def test_the_first_chunk_of_a_stream_is_never_its_last(api, engine):
+    chunks = stream(api, {"contents": HELLO, "generationConfig": FEW | {"maxOutputTokens": 4}})
+    assert [len(piece.ids) for piece in engine.jobs[0].results()] == [4] and len(chunks) == 2
+    first, last = (chunk["candidates"][0] for chunk in chunks)
+    assert "finishReason" not in first and first["content"]["parts"][0]["text"] and last["finishReason"]
+    assert said(chunks) == engine.jobs[0].results()[0].text and len(said(chunks)) > 1
+
+
 def test_a_stream_without_events_is_one_json_array(api):
     body = {"contents": HELLO, "generationConfig": FEW}
     response = ask(api, body, URL + "streamGenerateContent")

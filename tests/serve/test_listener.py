@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import socket
 import threading
@@ -58,7 +59,7 @@ class Stream:
             finally:
                 self.left.set()
 
-        return Starlette(routes=[Route("/", lambda request: StreamingResponse(chunks()))])
+        return Starlette(routes=[Route("/", lambda request: StreamingResponse(chunks()), methods=["GET", "POST"])])
 
 
 def opened(app):
@@ -174,6 +175,36 @@ def test_a_connection_without_a_whole_head_of_a_request_is_cut_off(monkeypatch, 
             received += sock.recv(1 << 16)
         sock.sendall(data)
         assert is_cut_off(sock)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 the hello of TLS\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_answered_in_json(data):
+    async def echo(request):
+        return PlainTextResponse(await request.body())
+
+    with serving(opened(Starlette(routes=[Route("/", echo, methods=["POST"])]))) as (_, address), sent(address, data) as sock:
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        error = json.loads(answer.read())["error"]
+        assert (answer.status, error["code"], error["status"]) == (400, 400, "INVALID_ARGUMENT") and "not HTTP" in error["message"]
+
+
+def test_what_is_not_http_behind_an_answer_that_has_begun_ends_the_connection():
+    stream, head = Stream(), b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serving(opened(stream.app())) as (_, address), sent(address, head) as sock:
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        assert answer.read(5) == b"first"
+        sock.sendall(b"no number\r\n")
+        assert is_cut_off(sock)
+    assert stream.left.wait(30)
 
 
 def test_a_request_that_takes_longer_than_its_head_may_is_answered(monkeypatch):

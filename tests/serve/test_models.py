@@ -91,6 +91,7 @@ def test_a_shorter_embedding_is_the_beginning_made_a_unit_vector(api):
         ({"content": {"parts": [{"text": "a"}]}, "outputDimensionality": 33}, "between 1 and 32"),
         ({"content": {"parts": [{"text": "a"}]}, "model": "models/two"}, "another than that of the address"),
         ({"content": {"parts": [{"text": ""}]}}, "there is nothing to embed"),
+        ({"content": {"parts": [{"text": "a big red circle " * 1000}]}}, "tokens, but at most 512 can be embedded"),
     ],
 )
 def test_what_cannot_be_embedded_is_a_400(api, request_, said):

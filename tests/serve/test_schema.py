@@ -12,7 +12,7 @@ from google.genai import _transformers, types
 from small_model import small_model
 
 from pollux.content import FunctionCall
-from pollux.serve.schema import TYPES, calling, constraint, declarations, json_schema, prompt_tools
+from pollux.serve.schema import TYPES, calling, constraint, declarations, json_schema, not_kept, prompt_tools
 from pollux.serve.wire.generate import GenerateContentRequest
 from pollux.serve.wire.message import parse
 from pollux.tokens.interleave import decode_parts
@@ -258,3 +258,22 @@ def test_in_the_mode_none_functions_are_neither_declared_nor_called():
 
 def test_a_declaration_without_parameters_takes_none():
     assert declarations(asked(tools=declared({"name": "f"})).tools) == [{"name": "f", "parameters": {"type": "object", "properties": {}}}]
+
+
+def test_properties_without_an_object_around_them_are_those_of_one():
+    """The official client writes so what it cannot say in the API's own words, such as a union of types."""
+    about = {"$defs": {"Pet": {"type": "object", "properties": {"age": {"type": "integer"}}}}}
+    written = {"pet": about | {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Pet"}]}, "loud": {"type": "boolean", "default": True}}
+    made = declarations(asked(tools=declared({"name": "f", "parametersJsonSchema": written})).tools)[0]["parameters"]
+    assert made["properties"]["pet"] == {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Pet"}]}
+    assert (made["type"], made["required"], made["$defs"]) == ("object", ["pet"], about["$defs"])
+    whole = {"type": "object", "properties": {"type": {"type": "string"}}}
+    assert declarations(asked(tools=declared({"name": "f", "parametersJsonSchema": whole})).tools)[0]["parameters"] == whole
+
+
+def test_what_no_grammar_can_keep_is_named():
+    free = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    schema = {"properties": {"a": free, "b": {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True}}}
+    request = asked(generationConfig={"responseJsonSchema": schema}, tools=declared({"name": "f", "parametersJsonSchema": schema}))
+    places = ["generationConfig.responseJsonSchema", "tools[0].functionDeclarations[0].parametersJsonSchema"]
+    assert not_kept(request) == [f"{place}.properties.a.uniqueItems" for place in places]

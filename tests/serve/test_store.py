@@ -10,7 +10,7 @@ import threading
 import httpx
 import numpy as np
 import pytest
-from stored_server import Clock, program, serving
+from stored_server import Clock, program, serving, until
 
 from pollux.serve.errors import ApiError
 from pollux.serve.records import Records, Taken, disk_full, space
@@ -78,6 +78,19 @@ def test_what_a_crash_left_half_done_is_swept_at_the_start(tmp_path):
     assert sorted(file.name for file in (tmp_path / "uploads").iterdir()) == ["kept", "unfinished"]
     assert [file.name for file in (tmp_path / "media").iterdir()] == ["recorded"]
     store.close()
+
+
+def test_an_upload_in_one_request_that_was_cut_off_by_the_end_leaves_nothing_and_others_go_on(tmp_path):
+    store = Store(tmp_path)
+    for upload, data in (("whole", {"atOnce": True}), ("chunks", {})):
+        store.records.add("upload", upload, data | {"received": 5})
+        store.write(upload, 0, b"bytes")
+        store.sync(upload)
+    store.close()
+    with serving(tmp_path) as running:
+        until(lambda: running.store.records.get("upload", "whole") is None)
+        until(lambda: [file.name for file in (tmp_path / "uploads").iterdir()] == ["chunks"])
+        assert running.store.records.get("upload", "chunks") is not None
 
 
 @pytest.mark.parametrize("step", ["write", "sync", "keep"])

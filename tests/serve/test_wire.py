@@ -114,7 +114,7 @@ def test_unknown_fields_are_noted_with_their_paths():
         ({"table": []}, "table must be an object, not a list"),
         ({"items": ["a"]}, r"items\[0\] must be an object, not 'a'"),
         ({"inner": {"items": [{}, {"small": "x"}]}}, r"inner.items\[1\].small must be an integer, not 'x'"),
-        ({"one": "a", "other": "b"}, "other cannot be given together with one: only one of them may be set"),
+        ({"one": "a", "other": "b"}, "other and one are mutually exclusive: only one of them may be set"),
         ([], "the request must be an object, not a list"),
     ],
 )

@@ -28,6 +28,7 @@ from pollux.tokens.interleave import PictureCodec, count
 from pollux.tokens.vocabulary import Vocabulary
 
 GROWN_TOKENS = 2**17  # a cache that grows as needed stops growing here
+MOST_SHARE = 16  # chunks that are read between two dispatches at most
 FIRST_TOKENS = 256  # of each row that it has room for at first, unless its answer cannot become so long
 
 
@@ -53,6 +54,8 @@ class Batch:
         self._numbers = list(range(settings.max_rows))
         self._flights: dict[Kind, Flight] = {}
         self._paces: dict[tuple[Kind, int], int] = {}  # steps of a dispatch, by kind and number of rows
+        self._share = settings.chunk  # tokens that may be read between two dispatches
+        self._read_since = 0  # tokens that were read since the last one
         self._landed_at = 0.0
 
     @property
@@ -97,13 +100,11 @@ class Batch:
             self.commands.popleft()()
         self._drop_hopeless()
         self._admit()
-        # Reading takes about as long as rows may wait for their next tokens; those that nobody watches wait until all is read.
-        until = time.perf_counter() + self._settings.dispatch_seconds / 2
-        while self._prefill():
-            if not patient and self._ready():
-                self.dispatcher.memory.wait()
-                if time.perf_counter() > until:
-                    break
+        # Rows that write wait for a share of the reading; those that nobody watches wait until all is read.
+        while tokens := self._prefill():
+            self._read_since += tokens
+            if not patient and self._read_since >= self._share and self._ready():
+                break
             self._admit()
         self._decode()
 
@@ -255,25 +256,23 @@ class Batch:
 
     # Reading and writing.
 
-    def _prefill(self) -> bool:
-        """Read a chunk of the prompts that came first; False if there is nothing to read."""
+    def _prefill(self) -> int:
+        """Have a chunk of the prompts that came first read, behind what the device does now; returns its tokens, 0 if there is none."""
         main = [(reading, row.number) for row in self.rows for reading in (row.reading, row.unconditional) if reading]
         holdings = [holding for holding in self._holdings if holding.error is None]
         main += [(holding.reading, self.dispatcher.memory.rows) for holding in holdings]
         did = self._read(self.dispatcher.memory, main)
         if self.dispatcher.draft is not None:
-            did |= self._read(self.dispatcher.draft, [(row.draft, row.number) for row in self.rows if row.draft])
+            did += self._read(self.dispatcher.draft, [(row.draft, row.number) for row in self.rows if row.draft])
         for holding in [holding for holding in self._holdings if holding.error is not None or not holding.reading.unfinished]:
             self.dispatcher.memory.wait()
             self._holdings.remove(holding)
             holding.ended.set()
         return did
 
-    def _read(self, memory: Memory, readings: list[tuple[Reading, int]]) -> bool:
+    def _read(self, memory: Memory, readings: list[tuple[Reading, int]]) -> int:
         unfinished = [(reading, number) for reading, number in readings if reading.unfinished]
-        if unfinished:
-            memory.read([reading for reading, _ in unfinished], [number for _, number in unfinished])
-        return bool(unfinished)
+        return memory.read([reading for reading, _ in unfinished], [number for _, number in unfinished]) if unfinished else 0
 
     def _ready(self) -> list[Row]:
         return [row for row in self.rows if not any(r and r.unfinished for r in (row.reading, row.unconditional, row.draft))]
@@ -282,21 +281,24 @@ class Batch:
         by_kind: dict[Kind, list[Row]] = {kind: [] for kind in self._flights}
         for row in self._ready():
             by_kind.setdefault(Kind.of(row), []).append(row)
+        read, self._read_since = self._read_since, 0
         for kind, rows in by_kind.items():
             before = self._flights.get(kind)
             if before is not None:
                 if self._goes_on(rows, before):
-                    self._flights[kind] = self.dispatcher.launch(kind, before.rows, before, self._steps(kind, len(rows)))
+                    self._flights[kind] = self.dispatcher.launch(kind, rows, before, self._steps(kind, len(rows)), read)
                     self._land(before)
                     continue
                 self._land(self._flights.pop(kind))
             rows = self._with_pages(rows)
             if rows:
-                self._flights[kind] = self.dispatcher.launch(kind, rows, None, self._steps(kind, len(rows)))
+                self._flights[kind] = self.dispatcher.launch(kind, rows, None, self._steps(kind, len(rows)), read)
 
     def _goes_on(self, rows: list[Row], before: Flight) -> bool:
-        """Whether the rows of a dispatch that is under way can write on before what it wrote is known."""
-        if not rows or before.kind.constrained or not set(rows) <= set(before.rows) or row_bucket(len(rows)) < row_bucket(len(before.rows)):
+        """Whether rows can write on, or begin, before it is known what the dispatch wrote that is under way."""
+        if not rows or before.kind.constrained or row_bucket(len(rows)) != row_bucket(len(before.rows)):
+            return False
+        if before.kind.drafted and not set(rows) <= set(before.rows):
             return False
         try:
             for row in rows:
@@ -345,8 +347,16 @@ class Batch:
         return 1 if kind.constrained else self._paces.get((kind, row_bucket(rows)), CHUNK)
 
     def _pace(self, flight: Flight, seconds: float) -> None:
-        """A dispatch came `seconds` after the one before: the next may be longer, or has to be shorter."""
+        """A dispatch came `seconds` after the one before: the next may be longer, or has to be shorter. If prompts were read in that time,
+        it is their share that follows."""
         key, wanted = (flight.kind, row_bucket(len(flight.rows))), self._settings.dispatch_seconds
+        if flight.read:
+            least = self._settings.chunk
+            if seconds > 2 * wanted:
+                self._share = max(least, self._share // 2)
+            elif flight.read >= self._share:
+                self._share = min(MOST_SHARE * least, 2 * self._share)
+            return
         steps = self._paces.get(key, CHUNK)
         self._paces[key] = min(CHUNK, steps + 1) if seconds < wanted else max(1, steps // 2) if seconds > 2 * wanted else steps
 

@@ -38,7 +38,7 @@ TOP = 20  # alternatives that are reported of a token, if any are
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    cache: Cache  # R rows
+    cache: Cache | None  # R rows; None while rows join, which leaves it alone
     sampler: SamplerState
     token: Array  # int32 [B], to be fed next
     position: Array  # int32 [R], where it goes; unconditional rows count their own

@@ -115,8 +115,9 @@ class Memory:
         order = np.argsort(np.concatenate(index))
         reading.soft = np.concatenate(features)[order], np.concatenate(index)[order]
 
-    def read(self, readings: Sequence[Reading], numbers: Sequence[int]) -> list[int]:
-        """Prefill the next chunk of the first of the readings, which have pages for it; returns how many tokens of each were read.
+    def read(self, readings: Sequence[Reading], numbers: Sequence[int]) -> int:
+        """Prefill the next chunk of the first of the readings, which have pages for it; returns the tokens of the program that does it,
+        padding included.
 
         Raises ValueError if a medium is longer than a chunk.
         """
@@ -140,7 +141,7 @@ class Memory:
         self._prefill(inputs, [*readings, *[None] * spare], slots, [*numbers[:B], *[self.rows] * spare])
         for reading, size in zip(readings, sizes, strict=True):
             reading.read(size)
-        return sizes
+        return B * T
 
     def shape(self, readings: Sequence[Reading]) -> tuple[int, int]:
         """Rows and tokens of the next prefill: the first reading decides how many tokens, and as many others come along as fit."""

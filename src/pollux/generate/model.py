@@ -118,10 +118,15 @@ class Model:
         sequence = self.prompt(contents_or_ids) if ids is None else plain(self._checked(ids))
         return np.asarray(_logits(self.params, self.config, padded_inputs([sequence]))[0, : len(sequence)])
 
-    def embed(self, contents: Any) -> np.ndarray:
+    def embed(self, contents: Any, longest: int | None = None) -> np.ndarray:
         """Unit vector float32 [D]: the mean final hidden state of the content's tokens, without markers. Media and the text that
-        describes them lie close together if the model was trained with aligned pairs."""
+        describes them lie close together if the model was trained with aligned pairs.
+
+        Raises ValueError for more than `longest` tokens, which would take the memory of their number squared.
+        """
         sequence = self._content_sequence(to_contents(contents))
+        if longest is not None and len(sequence) > longest:
+            raise ValueError(f"the contents have {len(sequence)} tokens, but at most {longest} can be embedded")
         carries = ~np.isin(sequence.ids, list(self._words.special_ids)) & (sequence.modality == tokens.Modality.TEXT)
         for soft in sequence.soft.values():
             carries[soft.index] = True

@@ -3,7 +3,8 @@
 llguidance reads JSON Schema itself, but in JSON only, with numbers and whitespace that need not end and without a look at whether a
 recursive schema can end at all. Here every rule that can be entered can also be left: what could only go on for ever is taken out.
 What is written is a part of what the schema admits: objects have the declared properties in their order, and others only where
-`additionalProperties` says so; oneOf is read as anyOf. `nullable` is that of OpenAPI.
+`additionalProperties` says so; oneOf is read as anyOf. `uniqueItems` is kept where the items are one of a few values and beyond the
+means of a grammar elsewhere. `nullable` is that of OpenAPI.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from llguidance import LLMatcher
 from pollux.generate.members import members
 from pollux.generate.number_patterns import number
 from pollux.generate.rules import Rules, Symbol, repeated
+from pollux.generate.unique_items import each_once, few_values, pointed
 from pollux.generate.value_forms import Form, expression, literal
 
 Schema = Mapping[str, Any]
@@ -26,7 +28,7 @@ Schema = Mapping[str, Any]
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 FACETS = {  # of each type; a schema without a type has the types of its facets
     "object": ("properties", "required", "additionalProperties", "minProperties", "maxProperties", "propertyOrdering"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 }
@@ -113,18 +115,7 @@ class Values:
 
     def _resolved(self, reference: Any, path: str) -> Any:
         """What a JSON pointer such as "#/$defs/name" points to."""
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise ValueError(f"{path}.$ref is {reference!r:.80} but must point into the same schema, such as '#/$defs/name'")
-        found = self._root
-        for step in reference[1:].split("/")[1:]:
-            step = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and step.isdecimal() and int(step) < len(found):
-                found = found[int(step)]
-            elif isinstance(found, Mapping) and step in found:
-                found = found[step]
-            else:
-                raise ValueError(f"{path}.$ref: there is nothing at {reference!r:.80}")
-        return found
+        return pointed(self._root, reference, path)
 
     def _typed(self, schema: Schema, path: str, depth: int) -> str:
         types = _types(schema, path)
@@ -200,6 +191,11 @@ class Values:
             most = len(first) if most is None else min(most, len(first))
         if most is not None and least > most:
             return None
+        if schema.get("uniqueItems") is True and (values := few_values(schema, self._root)) is not None:
+            choices = [self._choice([value], f"{path}.items") for value in values]
+            if least > len(values):
+                return None
+            return [self.form.open_array, each_once(self.rules, choices, self.form.comma, least, most), self.form.close_array]
         comma, n = self.form.comma, len(first) if most is None else min(len(first), most)
         rest: list[list[Symbol]] = [[]]  # after n items
         if most is None or most > n:

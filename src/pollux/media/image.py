@@ -40,10 +40,13 @@ def decode_image(source: bytes | str | os.PathLike | np.ndarray | PIL.Image.Imag
                 return _rgb(image)
 
 
-def encode_image(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as a PNG file."""
+def encode_image(pixels: np.ndarray, mime_type: str = "image/png", quality: int = 75) -> bytes:
+    """uint8 [H, W, 3] as a file: PNG, or JPEG of a quality of 0 to 100. Raises ValueError for another type."""
+    formats = {"image/png": "PNG", "image/jpeg": "JPEG"}
+    if mime_type not in formats:
+        raise ValueError(f"a picture is written as {' or '.join(formats)}, not as {mime_type!r:.80}")
     file = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(file, "PNG")
+    PIL.Image.fromarray(pixels).save(file, formats[mime_type], quality=quality)
     return file.getvalue()
 
 

@@ -85,7 +85,7 @@ class Access:
         origin = headers.get("origin")
         if origin is None or "*" in self.rules.origins or origin in self.rules.origins:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if _place(origin) != headers.get("host", "").lower():
             raise ApiError(403, "PERMISSION_DENIED", f"pages of {origin[:100]} may not use this server; --cors would let them")
 
 
@@ -133,6 +133,14 @@ class _Keyed:
                 raise ApiError(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", "API_KEY_INVALID")
             raise ApiError(403, "PERMISSION_DENIED", "a key is needed: send it as the header x-goog-api-key, or as ?key=")
         return found
+
+
+def _place(origin: str) -> str:
+    """Host and port of an origin in lower case, "" for one that has none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # brackets that hold no address
+        return ""
 
 
 def host_name(host: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from types import MappingProxyType
@@ -42,8 +43,10 @@ async def chunks(server: Server, plan: Plan) -> AsyncGenerator[GenerateContentRe
         async with contextlib.aclosing(_pieces(plan.served.engine, rounds.request)) as arriving:
             async for pieces in arriving:
                 cached = max(cached, _cached(pieces)) if first_round else cached
-                if candidates := await _advanced(server, plan, writings, pieces):
-                    yield response(candidates)
+                for some in _ends_apart(writings, pieces):
+                    open_ones = [piece for piece in some if writings[piece.candidate].finish is None]
+                    if candidates := await _advanced(server, plan, writings, open_ones):
+                        yield response(candidates)
                 if all(writing.finish is not None for writing in writings):
                     return
         async with contextlib.aclosing(rounds.end()) as growing:
@@ -129,6 +132,20 @@ def _given(writings: list[Writing]) -> list[Candidate]:
 
 def _cached(pieces: list[Piece]) -> int:
     return max((piece.result.usage.cached for piece in pieces if piece.result is not None), default=0)
+
+
+def _ends_apart(writings: list[Writing], pieces: list[Piece]) -> list[list[Piece]]:
+    """The pieces in order, the ends of answers that come as a whole after all others: so the first chunk of a stream never is its last
+    one, however short the answer, and programs that treat the two differently need not know how fast the model writes."""
+    first: list[Piece] = []
+    ends: list[Piece] = []
+    for piece in pieces:
+        if piece.finish_reason and piece.parts and not writings[piece.candidate].tokens:
+            first.append(dataclasses.replace(piece, finish_reason="", result=None))
+            ends.append(dataclasses.replace(piece, parts=(), ids=(), logprobs=(), top=()))
+        else:
+            first.append(piece)
+    return [first, ends] if ends else [first]
 
 
 async def _pieces(engine: AnyEngine, request: Request) -> AsyncGenerator[list[Piece], None]:

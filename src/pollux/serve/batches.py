@@ -159,7 +159,9 @@ def finish(server: Server, record: Record) -> None:
     if record.data["inline"]:
         end(store, record, "BATCH_STATE_SUCCEEDED")
         return
-    upload = store.records.add("upload", new_id(48), {}, record.owner, store.clock() + LIFETIME)  # so that nobody sweeps it away
+    upload = store.records.add(
+        "upload", new_id(48), {"atOnce": True}, record.owner, store.clock() + LIFETIME
+    )  # so that nobody sweeps it away
     try:
         size, digest = 0, hashlib.sha256()
         for one in _results(store, record):

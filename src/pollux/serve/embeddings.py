@@ -58,5 +58,5 @@ def embed(server: Server, served: Served, asked: EmbedContentRequest, where: str
         raise invalid(f"{where}outputDimensionality is {size} but must be between 1 and {width}, the width of the model")
     turns = read_content(server, asked.content, f"{where}content", owner)
     with _one_at_a_time:
-        vector = served.model.embed(turns)[:size]
+        vector = served.model.embed(turns, served.input_limit)[:size]
     return ContentEmbedding(tuple(map(float, vector / max(float(np.linalg.norm(vector)), 1e-30))))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import time
 from typing import Literal
 
 from starlette.applications import Starlette
@@ -20,6 +21,23 @@ State = Literal["loading", "warming", "ready", "draining"]
 RETRY_SECONDS = 5
 
 
+class Drain:
+    """The end of the server, for what would go on for ever: in `request.state.drain` of what is inside."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self._ends = 0.0
+
+    def begin(self, ends: float) -> None:
+        """What runs may go on until `ends`, time.monotonic(). To be called in the event loop."""
+        self._ends = ends
+        self.begun.set()
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._ends - time.monotonic())
+
+
 class Gate:
     """An ASGI application around one that comes later. `running` counts the requests and sessions inside.
 
@@ -29,6 +47,7 @@ class Gate:
     def __init__(self) -> None:
         self.state: State = "loading"
         self.running = 0
+        self.drain = Drain()
         self.opened = threading.Event()
         self.error: Exception | None = None
         self._app: ASGIApp | None = None
@@ -50,6 +69,7 @@ class Gate:
         app = self._app
         if self.state != "ready" or app is None:
             return await self._refused().response()(scope, receive, send)
+        scope.setdefault("state", {})["drain"] = self.drain
         self.running += 1
         try:
             await app(scope, receive, send)

@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, h11
 
+from pollux.serve.errors import ApiError
 from pollux.serve.gate import Gate
 
 HEAD_SECONDS = 20.0  # for the head of a request, from its first byte or the opening of the connection
@@ -38,6 +39,19 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._end_head_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """What was read is no HTTP: answer as to any other mistake, if an answer is not under way already."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            error = ApiError(400, "INVALID_ARGUMENT", f"{msg.removesuffix('.')}: what came is not HTTP/1.1").response()
+            headers = [*error.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(error.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._end_head_timer()
@@ -113,4 +127,5 @@ class Listener(uvicorn.Server):
         ended = await super().on_tick(counter)
         if self._closed_at is None:
             return ended or self.gate.error is not None
+        self.gate.drain.begin(self._closed_at + self.drain)
         return ended or self.gate.running == 0 or time.monotonic() > self._closed_at + self.drain

@@ -99,6 +99,8 @@ def prepare(
     variables = _thinking(served.model, config, ignored)
     if functions := schema.prompt_tools(asked, tools.declarations):
         variables["tools"] = functions
+    ignored += ["generationConfig.speechConfig"] if config.speech_config is not None else []
+    ignored += schema.not_kept(asked)
     prompt = write_prompt(served, turns, config, variables)
     prompt_tokens, found_tokens = count(prompt), dict[str, int]()
     verdict = safety.judge(_text(turns)) if safety.active else Verdict()

@@ -15,6 +15,8 @@ from typing import Any
 from pollux.generate import constrain
 from pollux.generate.constrain import GrammarConstraint
 from pollux.generate.model import Model
+from pollux.generate.schema_grammar import CONSTRAINTS, REMARKS
+from pollux.generate.unique_items import few_values
 from pollux.serve.wire.content import Tool, ToolConfig
 from pollux.serve.wire.enums import CallingMode
 from pollux.serve.wire.generate import GenerateContentRequest
@@ -22,6 +24,7 @@ from pollux.serve.wire.generate import GenerateContentRequest
 JSON, ENUM, TEXT = "application/json", "text/x.enum", "text/plain"  # responseMimeType
 TYPES = ("TYPE_UNSPECIFIED", "STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL")  # by their numbers
 NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_.:\-]{0,127}")
+KEYWORDS = CONSTRAINTS | REMARKS
 MAX_DEPTH = 64
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
@@ -140,10 +143,43 @@ def declarations(tools: Iterable[Tool]) -> list[dict[str, Any]]:
             made[name] = {"name": name} | ({"description": function.description} if function.description else {})
             made[name]["parameters"] = {"type": "object", "properties": {}}
             if function.parameters_json_schema is not None:
-                made[name]["parameters"] = function.parameters_json_schema
+                made[name]["parameters"] = _wrapped(function.parameters_json_schema)
             elif function.parameters is not None:
                 made[name]["parameters"] = json_schema(function.parameters, f"{path}.parameters")
     return list(made.values())
+
+
+def not_kept(request: GenerateContentRequest) -> list[str]:
+    """Where the schemas of a request say more than a grammar can see to: arrays whose items shall all be different, of endless values."""
+    schemas = {"generationConfig.responseJsonSchema": request.generation_config.response_json_schema}
+    for i, tool in enumerate(request.tools):
+        for k, function in enumerate(tool.function_declarations):
+            schemas[f"tools[{i}].functionDeclarations[{k}].parametersJsonSchema"] = function.parameters_json_schema
+    return [place for where, schema in schemas.items() for place in _unique(schema, schema, where, 0)]
+
+
+def _unique(schema: Any, root: Any, where: str, depth: int) -> Iterable[str]:
+    if depth > MAX_DEPTH:
+        return
+    if isinstance(schema, list):
+        for i, one in enumerate(schema):
+            yield from _unique(one, root, f"{where}[{i}]", depth + 1)
+    elif isinstance(schema, Mapping):
+        if schema.get("uniqueItems") is True and few_values(schema, root) is None:
+            yield f"{where}.uniqueItems"
+        for name, one in schema.items():
+            yield from _unique(one, root, f"{where}.{name}", depth + 1)
+
+
+def _wrapped(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The official client writes the properties alone for functions whose arguments only JSON Schema can describe, each with its own
+    $defs: then this is the schema of the object that they are of."""
+    if not schema or KEYWORDS & set(schema) or not all(isinstance(one, Mapping) for one in schema.values()):
+        return schema
+    properties = {name: {word: value for word, value in one.items() if word != "$defs"} for name, one in schema.items()}
+    defs = {name: one for member in schema.values() for name, one in member.get("$defs", {}).items()}
+    required = [name for name, one in schema.items() if "default" not in one]
+    return {"type": "object", "properties": properties, "required": required} | ({"$defs": defs} if defs else {})
 
 
 def json_schema(schema: Any, path: str = "schema") -> dict[str, Any]:

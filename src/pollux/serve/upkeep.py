@@ -7,7 +7,7 @@ import asyncio
 import logging
 import threading
 
-from pollux.serve import caches, files
+from pollux.serve import caches, files, uploads
 from pollux.serve.batch_work import BatchWork
 from pollux.serve.server import Server
 
@@ -64,6 +64,7 @@ class Upkeep:
         while True:
             try:
                 if unfinished:
+                    await asyncio.to_thread(uploads.forget_broken, self._server)
                     await asyncio.to_thread(files.check_unfinished, self._server.store)
                     unfinished = False
                 await asyncio.to_thread(self._server.store.sweep)

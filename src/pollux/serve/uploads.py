@@ -83,7 +83,8 @@ class Uploads:
         if protocol == "resumable":
             return await self._start(request)
         if protocol in ("raw", "media"):
-            record = await self._begin(request, FileFields(), request.headers.get("content-type", ""), _length(request, "content-length"))
+            size = _length(request, "content-length")
+            record = await self._begin(request, FileFields(), request.headers.get("content-type", ""), size, at_once=True)
             return await self._at_once(request, record, request.stream())
         if protocol == "multipart":
             return await self._related(request)
@@ -110,7 +111,7 @@ class Uploads:
             raise invalid("the body must have two parts, the metadata as JSON and the file, and the boundary with two dashes at its end")
         fields = await self._fields(_part(parts[1])[1], request)
         mime_type, data = _part(parts[2])
-        record = await self._begin(request, fields, mime_type, len(data))
+        record = await self._begin(request, fields, mime_type, len(data), at_once=True)
         return await self._at_once(request, record, _whole(data))
 
     async def _at_once(self, request: Request, record: Record, body: AsyncIterator[bytes]) -> JSONResponse:
@@ -126,8 +127,11 @@ class Uploads:
         request.state.ignored += ignored
         return message.file
 
-    async def _begin(self, request: Request, fields: FileFields, mime_type: str, size: int | None) -> Record:
-        """The record of a new upload. Raises ApiError for a name that is unfit or taken, and for more than may be stored."""
+    async def _begin(self, request: Request, fields: FileFields, mime_type: str, size: int | None, at_once: bool = False) -> Record:
+        """The record of a new upload. at_once: nobody can go on with it later.
+
+        Raises ApiError for a name that is unfit or taken, and for more than may be stored.
+        """
         store, settings, owner = store_of(self.server), self.server.settings, owner_of(request)
         name = fields.name.removeprefix("files/")
         if name and not files.NAME.fullmatch(name):
@@ -143,6 +147,8 @@ class Uploads:
         if mime_type not in _UNKNOWN_TYPES and not _MIME_TYPE.fullmatch(mime_type):
             raise invalid(f"Unsupported MIME type: {mime_type:.80}")
         data = {"name": name, "displayName": fields.display_name, "mimeType": mime_type, "size": size, "received": 0, "file": None}
+        if at_once:
+            data["atOnce"] = True
 
         def add() -> Record:
             with store.records.transaction():
@@ -241,6 +247,15 @@ class Uploads:
             raise
         store.discard(name)
         return file, files.check(store, file) if file.data["state"] == "PROCESSING" else None
+
+
+def forget_broken(server: Server) -> None:
+    """Take away what the last end of the server left of uploads in one request, of which no client knows the name; blocks."""
+    store = store_of(server)
+    for record in store.records.all("upload"):
+        if record.data.get("atOnce") and record.created < server.started:
+            store.delete(record)
+            store.discard(record.name)
 
 
 class _Writer:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from pollux.content import Audio, Content, Document, Image, Part, Text, Video
-from pollux.data.world import clips, conversation, few_shot, grammar, speech, stories
+from pollux.data.world import calls, clips, conversation, few_shot, grammar, speech, stories, talk
 from pollux.data.world.grammar import Exchange
 from pollux.data.world.render import render
 from pollux.data.world.scene import Scene, SceneConfig, sample_scene, stream
 
-TASKS = ("picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story", "conversation")
+TASKS = ("picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story", "conversation", "call", "talk")
 EVALUATIONS = (
     *("caption", "vqa", "speech", "spoken_question", "clip", "clip_caption", "draw", "few_shot", "arithmetic", "story"),
     "conversation",  # the kind of an item is that of its last turn, which is not a drawing
@@ -94,6 +94,8 @@ class World:
             "arithmetic": self._arithmetic,
             "story": self._story,
             "conversation": self._conversation,
+            "call": calls.conversation,
+            "talk": talk.conversation,
         }
         if task not in makers:
             raise ValueError(f"task {task!r} must be one of {', '.join(TASKS)}")

@@ -10,13 +10,22 @@ namespace pollux {
 constexpr int64_t kFew = 8;
 inline int64_t direct_memory(const Attention& a, int64_t heads) { return 4 * heads * (padded(a.S) + kLanes + 2 * padded(a.H)); }
 
-// p[r][first..first + kLanes - 1] = q[r] . k[s], of which `count` keys exist.
+constexpr int64_t kLine = 64;  // bytes that memory gives at once
+
+// Have one vector of a head brought into the cache of the processor.
+template <typename T>
+inline void fetch(const T* x, int64_t H) {
+  for (int64_t h = 0; h < H; h += kLine / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(x + h);
+}
+
+// p[r][first..first + kLanes - 1] = q[r] . k[s], of which `count` keys exist. `next` is fetched meanwhile.
 template <int R, typename T>
-inline void scores_directly(const float* q, int64_t width, const T* k, int64_t stride, int64_t H, int64_t count, float* p, int64_t p_stride) {
+inline void scores_directly(const float* q, int64_t width, const T* k, const T* next, int64_t stride, int64_t H, int64_t count, float* p, int64_t p_stride) {
   const int64_t whole = H / kLanes * kLanes;
   Vec products[R][kLanes] = {};
   for (int64_t s = 0; s < count; s++) {
     const T* key = k + s * stride;
+    fetch(next + s * stride, H);
     Vec sums[R] = {};
     for (int64_t h = 0; h < whole; h += kLanes) {
       const Vec x = load(key + h);
@@ -33,7 +42,8 @@ inline void scores_directly(const float* q, int64_t width, const T* k, int64_t s
 
 // R rows of y [R, width] += p [R, n] v [n, H], where the rows of v are `stride` apart.
 template <int R, typename T>
-inline void weigh_directly(const float* p, int64_t p_stride, const T* v, int64_t stride, int64_t H, int64_t n, float* y, int64_t width) {
+inline void weigh_directly(const float* p, int64_t p_stride, const T* v, const T* next, int64_t stride, int64_t H, int64_t n, float* y, int64_t width) {
+  for (int64_t s = 0; s < n; s++) fetch(next + s * stride, H);
   int64_t h = 0;
   for (; h + 4 * kLanes <= H; h += 4 * kLanes) tile<R, 4>(p, p_stride, 1, v + h, stride, y + h, width, n, true);
   for (; h + kLanes <= H; h += kLanes) tile<R, 1>(p, p_stride, 1, v + h, stride, y + h, width, n, true);
@@ -78,7 +88,8 @@ inline float softmax(float* row, const float* mask, int64_t n) {
   return top + std::log(total);
 }
 
-// R queries of each of some kv-heads of row b. Keys go in runs that stay in the cache of the processor while the heads read them.
+// R queries of each of some kv-heads of row b. Keys go in short runs, so that the heads together read memory in nearly one stream, and
+// each run has the next fetched.
 template <int R, typename T>
 void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t first_head, int64_t heads, int64_t first_row, float* memory, float* out, float* log_sum) {
   const int64_t stride = a.K * a.H, width = padded(a.H), keys = padded(a.S) + kLanes;
@@ -99,15 +110,19 @@ void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t firs
   for (int64_t head = 0; head < heads; head++)
     for (int r = 0; r < R; r++)
       for (int64_t h = 0; h < a.H; h++) q[(head * R + r) * width + h] = a.q[at(head, r) + h] * a.scale;
-  // f(first, number, the vector of the first head) of each run.
+  // f(first, number, the vectors of the first head of this run and of the next) of each run.
   auto runs = [&](auto f) {
-    for (int64_t s = low, n; s < high; s += n) f(s - low, n = std::min({high - s, a.P - s % a.P, kBlock}), a.at(b, s) * a.K + first_head);
+    for (int64_t s = low, n; s < high; s += n) {
+      n = std::min<int64_t>({high - s, a.P - s % a.P, kLanes});
+      f(s - low, n, a.at(b, s) * a.K + first_head, a.at(b, s + n < high ? s + n : low) * a.K + first_head);
+    }
   };
-  runs([&](int64_t first, int64_t n, int64_t vector) {
+  runs([&](int64_t first, int64_t n, int64_t vector, int64_t next) {
+    const T* ahead = (first + n < high - low ? in.k : in.v) + next * a.H;
     for (int64_t head = 0; head < heads; head++) {
       float* row = p + head * R * keys + first;
       for (int64_t s = 0; s < n; s += kLanes)
-        scores_directly<R>(q + head * R * width, width, in.k + (vector + head) * a.H + s * stride, stride, a.H, std::min<int64_t>(kLanes, n - s), row + s, keys);
+        scores_directly<R>(q + head * R * width, width, in.k + (vector + head) * a.H + s * stride, ahead + head * a.H + s * stride, stride, a.H, std::min<int64_t>(kLanes, n - s), row + s, keys);
       for (int r = 0; in.k_scale && r < R; r++)
         for (int64_t s = 0; s < n; s++) row[r * keys + s] *= in.k_scale[vector + head + s * a.K];
     }
@@ -119,12 +134,12 @@ void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t firs
       log_sum[(b * a.N + n % a.N) * a.T + n / a.N % a.T] = softmax(p + (head * R + r) * keys, masks[r] + low, count);
     }
   std::memset(y, 0, heads * R * width * sizeof(float));
-  runs([&](int64_t first, int64_t n, int64_t vector) {
+  runs([&](int64_t first, int64_t n, int64_t vector, int64_t next) {
     for (int64_t head = 0; head < heads; head++) {
       float* row = p + head * R * keys + first;
       for (int r = 0; in.v_scale && r < R; r++)
         for (int64_t s = 0; s < n; s++) row[r * keys + s] *= in.v_scale[vector + head + s * a.K];
-      weigh_directly<R>(row, keys, in.v + (vector + head) * a.H, stride, a.H, n, y + head * R * width, width);
+      weigh_directly<R>(row, keys, in.v + (vector + head) * a.H, in.v + (next + head) * a.H, stride, a.H, n, y + head * R * width, width);
     }
   });
   for (int64_t head = 0; head < heads; head++)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime
 import json
 import re
 
@@ -18,7 +20,7 @@ from pollux.serve.server import VERSIONS, Server
 from pollux.serve.store import new_id
 from pollux.serve.wire.body import decode
 from pollux.serve.wire.content import Content
-from pollux.serve.wire.live import ClientMessage, ServerMessage, SessionResumptionUpdate, SetupComplete
+from pollux.serve.wire.live import ClientMessage, GoAway, ServerMessage, SessionResumptionUpdate, SetupComplete
 from pollux.serve.wire.message import parse, to_json
 
 RESUME_SECONDS = 2 * 3600.0  # in which a session that broke off may be taken up again
@@ -56,10 +58,11 @@ class _Connection:
         """Until either side ends it. token: "" for one that is missing, None where none is needed."""
         await self.websocket.accept()
         try:
-            admission = None if token is None else await self.server.run(tokens.admit, self.server, token)
+            admission = None if token is None else await self._admit(token)
             if admission is not None:
                 self._owner = admission.owner
             session = await self._begin(admission)
+            leaving = asyncio.create_task(self._leave(session))
             try:
                 seconds = None if admission is None else admission.ends - store_of(self.server).clock()
                 async with asyncio.timeout(seconds):
@@ -68,11 +71,21 @@ class _Connection:
             except TimeoutError as error:
                 raise ApiError(401, "UNAUTHENTICATED", "the time of the token is over") from error
             finally:
+                leaving.cancel()
                 await session.close()
         except WebSocketDisconnect:
             pass  # the client has left, or the session has failed
         except Exception as error:
             await self._fail(error)
+
+    async def _admit(self, token: str) -> tokens.Admission:
+        """Raises ApiError for a token that is not good, but only after the first message: before it the official client hears no reason."""
+        try:
+            return await self.server.run(tokens.admit, self.server, token)
+        except ApiError:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.websocket.receive(), SETUP_SECONDS)
+            raise
 
     async def _begin(self, admission: tokens.Admission | None) -> Session:
         """Raises ApiError for a first message that no session can begin with."""
@@ -90,6 +103,18 @@ class _Connection:
             session.history = await self.server.run(self._load, setup.session_resumption.handle)
         await self._send(ServerMessage(setup_complete=SetupComplete(new_id(24))))
         return session
+
+    async def _leave(self, session: Session) -> None:
+        """When the server drains, tell the client, let the answer that is under way come to its end, and close."""
+        drain = getattr(self.websocket.state, "drain", None)
+        if drain is None:
+            return
+        await drain.begun.wait()
+        left = datetime.timedelta(seconds=round(drain.seconds_left, 1) if session.answering else 0)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it has left meanwhile
+            await self._send(ServerMessage(go_away=GoAway(left)))
+            await session.answered()
+            await self.websocket.close(1001, "the server is shutting down")
 
     async def _receive(self) -> ClientMessage:
         """Raises ApiError for what is no message, WebSocketDisconnect when the client has left."""

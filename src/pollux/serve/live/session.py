@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -92,6 +93,16 @@ class Session:
             raise invalid("setup must come once, as the first message")
         else:
             raise invalid("a message must have clientContent, realtimeInput or toolResponse")
+
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is under way."""
+        return self._answering is not None and not self._answering.done()
+
+    async def answered(self) -> None:
+        """Wait until no answer is under way."""
+        while self._answering is not None and self.answering:
+            await asyncio.wait({self._answering})
 
     async def close(self) -> None:
         """End what runs."""
@@ -189,6 +200,8 @@ class Session:
             self._speaking = False
             await self.send(ServerMessage(server_content=ServerContent(interrupted=True)))
             await self.send(ServerMessage(server_content=ServerContent(turn_complete=True)))
+        elif self._answering is not None:
+            await asyncio.gather(self._answering, return_exceptions=True)  # calls are told before they are taken back
         if self._calls:
             await self.send(ServerMessage(tool_call_cancellation=ToolCallCancellation(tuple(self._calls))))
             self._calls, self._results = {}, []
@@ -224,9 +237,9 @@ class Session:
             finally:
                 if parts:
                     self.history.append(Content(tuple(_joined(parts)), "model"))
+            self._speaking = False
             if self.keep is not None and not self._calls:
                 await self.keep(self.history)
-            self._speaking = False
             if self._calls:
                 calls = tuple(part.function_call for part in parts if part.function_call is not None)
                 return await self.send(ServerMessage(tool_call=ToolCall(calls), usage_metadata=usage))
@@ -238,7 +251,7 @@ class Session:
             await self.fail(error)
 
     async def _write(self, plan: Plan, parts: list[Part]) -> tuple[LiveUsage | None, TurnCompleteReason]:
-        """Send the answer as it comes and note its parts; its calls are noted only, and wait for their results from then on."""
+        """Send the answer as it comes and note what was sent; its calls are noted only, and wait for their results from then on."""
         usage, reason = None, TurnCompleteReason.TURN_COMPLETE_REASON_UNSPECIFIED
         async with contextlib.aclosing(chunks(self.server, plan)) as arriving:
             async for chunk in arriving:
@@ -248,11 +261,24 @@ class Session:
                 for candidate in chunk.candidates[:1]:
                     reason = _REASONS.get(candidate.finish_reason, reason) if candidate.finish_reason is not None else reason
                     fresh = [_with_id(part) for part in (candidate.content.parts if candidate.content is not None else ())]
-                    parts += fresh
-                    if shown := tuple(part for part in fresh if part.function_call is None):
-                        await self.send(ServerMessage(server_content=ServerContent(model_turn=Content(shown, "model"))))
+                    await _to_the_end(self._tell(fresh, parts))
         self._calls = {part.function_call.id: part.function_call.name for part in parts if part.function_call is not None}
         return usage, reason
+
+    async def _tell(self, fresh: list[Part], parts: list[Part]) -> None:
+        if shown := tuple(part for part in fresh if part.function_call is None):
+            await self.send(ServerMessage(server_content=ServerContent(model_turn=Content(shown, "model"))))
+        parts += fresh
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work that an interruption must not tear apart: it is done before the cancellation goes on."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def _with_id(part: Part) -> Part:

@@ -34,6 +34,15 @@ class ThinkingConfig:
 
 
 @dataclass(frozen=True)
+class SpeechConfig:
+    """How a model that speaks is to sound."""
+
+    voice_config: dict[str, Any] | None = wire(oneof="voice")
+    multi_speaker_voice_config: dict[str, Any] | None = wire(oneof="voice")
+    language_code: str = ""
+
+
+@dataclass(frozen=True)
 class GenerationConfig:
     temperature: float | None = None
     top_p: float | None = None
@@ -51,6 +60,7 @@ class GenerationConfig:
     response_json_schema: Any = wire(also=("_responseJsonSchema", "_response_json_schema"))
     response_modalities: tuple[ResponseModality, ...] = ()
     media_resolution: MediaResolution = MediaResolution.MEDIA_RESOLUTION_UNSPECIFIED
+    speech_config: SpeechConfig | None = None
     thinking_config: ThinkingConfig | None = None
 
 

@@ -123,6 +123,13 @@ class SessionResumptionUpdate:
 
 
 @dataclass(frozen=True)
+class GoAway:
+    """The server is about to end the session."""
+
+    time_left: datetime.timedelta | None = None
+
+
+@dataclass(frozen=True)
 class LiveUsage:
     prompt_token_count: int | None = None
     cached_content_token_count: int | None = None
@@ -141,6 +148,7 @@ class ServerMessage:
     server_content: ServerContent | None = None
     tool_call: ToolCall | None = None
     tool_call_cancellation: ToolCallCancellation | None = None
+    go_away: GoAway | None = None
     session_resumption_update: SessionResumptionUpdate | None = None
     usage_metadata: LiveUsage | None = None
 

@@ -97,7 +97,7 @@ def _message(kind: Any) -> Callable[[Any, str, list[str]], Any]:
             if value is None:
                 continue
             if field.oneof in taken and taken[field.oneof] != field.attribute:
-                raise invalid(f"{path} cannot be given together with {taken[field.oneof]}: only one of them may be set")
+                raise invalid(f"{path} and {taken[field.oneof]} are mutually exclusive: only one of them may be set")
             if field.oneof:
                 taken[field.oneof] = field.attribute
             values[field.attribute] = field.read(value, path, ignored)
