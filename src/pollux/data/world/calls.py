@@ -218,7 +218,12 @@ def _single(rng: np.random.Generator) -> Function:
     if rng.random() < 0.6:
         verb = pick(rng, tuple(SINGLE))
         name = verb + pick(rng, ("", "_number", "_integer", "_it", f"_{made_up(rng)}"))
-        phrasings = (f"{verb} {{}}", f"what is the {verb} of {{}}", f"do the {verb} of {{}}", f"compute the {verb} of {{}}")
+        phrasings: tuple[str, ...] = (
+            f"{verb} {{}}",
+            f"what is the {verb} of {{}}",
+            f"do the {verb} of {{}}",
+            f"compute the {verb} of {{}}",
+        )
         said = f"the {verb} of {{}} is"
     else:
         verb, thing, topic = "", made_up(rng), pick(rng, TOPICS)
