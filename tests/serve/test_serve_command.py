@@ -160,6 +160,8 @@ def test_a_server_on_all_addresses_wants_keys_and_speaks_tls(folder, tmp_path, c
         (["--port", "taken"], "cannot listen"),
         (["--code-seconds", "0"], "--code-seconds 0 must be above 0"),
         (["--code-memory", "1000"], "--code-memory 1000 must be at least"),
+        (["--search", "absent"], "--search absent is no folder"),
+        (["--search-url", "https://a.example/"], "--search-url needs --search"),
     ],
 )
 def test_what_keeps_a_server_from_starting_is_one_line(folder, tmp_path, capsys, flags, message):
