@@ -25,6 +25,7 @@ from pollux.serve.interactions import routes as interactions
 from pollux.serve.live import routes as live
 from pollux.serve.live import tokens
 from pollux.serve.openai import routes as openai
+from pollux.serve.openai import words
 from pollux.serve.openai.errors import answer_error
 from pollux.serve.server import VERSIONS, Server
 from pollux.serve.tools.own import own_tools
@@ -70,7 +71,8 @@ def routes(server: Server) -> list[BaseRoute]:
 
 def root_routes(server: Server) -> list[BaseRoute]:
     """What has its own place outside the versions."""
-    return [*page.root_routes(server), *uploads.root_routes(server), *file_search_uploads.root_routes(server), *live.root_routes(server)]
+    areas = (page, uploads, file_search_uploads, live, words)
+    return [route for area in areas for route in area.root_routes(server)]
 
 
 class Warnings:

@@ -10,7 +10,6 @@ from starlette.routing import BaseRoute, Route
 from pollux.serve.content import read_content
 from pollux.serve.errors import invalid
 from pollux.serve.generate import answered, caller_of
-from pollux.serve.retrieval.embedder import one_at_a_time
 from pollux.serve.server import Served, Server
 from pollux.serve.wire.body import read
 from pollux.serve.wire.embed import (
@@ -55,6 +54,6 @@ def embed(server: Server, served: Served, asked: EmbedContentRequest, where: str
     if size is not None and not 1 <= size <= width:
         raise invalid(f"{where}outputDimensionality is {size} but must be between 1 and {width}, the width of the model")
     turns = read_content(server, asked.content, f"{where}content", owner)
-    with one_at_a_time:
+    with served.beside:
         vector = served.model.embed(turns, served.input_limit)[:size]
     return ContentEmbedding(tuple(map(float, vector / max(float(np.linalg.norm(vector)), 1e-30))))

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import fnmatch
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,11 +67,12 @@ class Served:
     version: str = "001"
     longest: int | None = None  # tokens of a prompt and its answer that the engine has room for; None: all that the model is meant for
     media: DecodedMedia = field(default_factory=DecodedMedia)
+    beside: threading.Lock = field(default_factory=threading.Lock)  # held while the model runs without its engine: one prompt's memory more
 
     @functools.cached_property
     def embedder(self) -> Embedder | None:
         """What makes vectors of texts, None for a model without a tokenizer."""
-        return None if self.model.vocabulary is None else Embedder(self.model)
+        return None if self.model.vocabulary is None else Embedder(self.model, self.beside)
 
     @property
     def input_limit(self) -> int:

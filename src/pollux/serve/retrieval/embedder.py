@@ -12,16 +12,15 @@ from pollux.generate.model import Model
 
 WINDOW = 500  # tokens of a text that are embedded at once
 _PROBE = "What tells two models apart is where they put this sentence: 0123456789, äöü, 日本語."
-one_at_a_time = threading.Lock()  # each takes the memory of a prompt beside the engine's; threads that wait cost none
 
 
 class Embedder:
-    """Unit vectors float32 [width] of a model. Raises ValueError for a model without a tokenizer."""
+    """Unit vectors float32 [width] of a model. beside: held while it runs. Raises ValueError for a model without a tokenizer."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, beside: threading.Lock):
         if model.vocabulary is None:
             raise ValueError("the model has no tokenizer, so it embeds no text")
-        self.model, self.width = model, model.config.d_model
+        self.model, self.width, self._beside = model, model.config.d_model, beside
         self._window = max(1, min(WINDOW, model.config.longest - 4))
         self._probe: np.ndarray | None = None
 
@@ -29,7 +28,7 @@ class Embedder:
         """The vector of a text; of one longer than the window the mean over its windows, by their tokens. None for one without words."""
         total = np.zeros(self.width, np.float64)
         for piece, tokens in self._pieces(text):
-            with one_at_a_time:
+            with self._beside:
                 total += tokens * self.model.embed(Text(piece)).astype(np.float64)
         size = float(np.linalg.norm(total))
         return (total / size).astype(np.float32) if size > 0 else None
