@@ -54,11 +54,19 @@ def _redirect_http(library: Any) -> None:
             request.headers["host"] = SERVER.netloc
         if (path := NAMED.path(request.url.path)) != request.url.path:
             request.url = request.url.copy_with(path=path)
+        if b'"fileSearchStores/' in (body := _body(request)) and (replaced := NAMED.path(body.decode()).encode()) != body:
+            headers = {name: value for name, value in request.headers.items() if name != "content-length"}
+            request = library.Request(request.method, request.url, headers=headers, content=replaced, extensions=request.extensions)
         return request
 
     send, send_async = library.HTTPTransport.handle_request, library.AsyncHTTPTransport.handle_async_request
     library.HTTPTransport.handle_request = lambda self, request: send(self, redirected(request))
     library.AsyncHTTPTransport.handle_async_request = lambda self, request: send_async(self, redirected(request))
+
+
+def _body(request: Any) -> bytes:
+    """What a request sends, if that is at hand."""
+    return request.content if hasattr(request, "_content") else b""
 
 
 def _redirect_websockets(live: Any) -> None:

@@ -189,6 +189,8 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
         port = free.getsockname()[1]
     flags = ["--port", str(port), "--data", str(work / "data"), "--max-output-tokens", str(ANSWER)]
     flags += [word for alias in ALIASES for word in ("--alias", alias)]
+    if shutil.which("bwrap"):
+        flags.append("--code-execution")
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:

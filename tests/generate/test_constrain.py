@@ -1,7 +1,6 @@
 """Constraints: whatever a random model writes under one is valid, and what is valid can be written."""
 
 import json
-import re
 
 import judge
 import numpy as np
@@ -214,18 +213,6 @@ def test_a_choice_of_nothing_is_refused(words, strings):
         constrain.choice(strings, *words)
 
 
-@pytest.mark.parametrize("pattern", [r"a{2,5}b|c/d", r"(?:yes|no)\.", r"\d{4}-\d{2}", "^anchored$", r"[^\W\d]{3}", "line\nbreak"])
-def test_a_regular_expression_matches_the_whole_answer(words, pattern):
-    texts = written(constrain.regex(pattern, *words), words[0], range(10))
-    assert texts and all(re.fullmatch(pattern, text, re.ASCII) for text in texts)
-
-
-@pytest.mark.parametrize("pattern", ["(", "a(?=b)", r"(a)\1", r"\bword"])
-def test_a_regular_expression_that_cannot_be_followed_is_refused(words, pattern):
-    with pytest.raises(ValueError, match="this constraint cannot be followed: ."):
-        constrain.regex(pattern, *words)
-
-
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
@@ -379,21 +366,25 @@ def test_a_model_of_elsewhere_may_think_before_it_calls(gemma):
     assert first_refused(constraint, [*thought, vocabulary.specials["<call>"]]) == len(thought) + 1
 
 
-def test_forced_ids_are_the_only_ones_allowed_and_spell_what_must_come(words):
-    vocabulary, constraint = words[0], constrain.calls([STOP], *words, "ANY")
-    ids = []
-    while not must_end(constraint, vocabulary) and vocabulary.specials["</call>"] not in ids:
-        forced = constraint.forced()
-        for i in forced or [int(np.flatnonzero(constraint.allowed())[0])]:
-            assert not forced or set(np.flatnonzero(constraint.allowed())) == {i}
-            constraint.accept(i)
-            ids.append(i)
-    assert vocabulary.decode(ids) == '<call>{"name":"stop","args":{}}</call>'
-    assert constrain.json_schema(True, *words).forced() == []
-
-
 def test_a_vocabulary_without_an_end_of_turn_cannot_be_constrained(gemma):
     vocabulary = gemma_vocabulary()
     vocabulary.stops = ()
     with pytest.raises(ValueError, match="no id that ends its turn"):
         constrain.choice(["a"], vocabulary, 500)
+
+
+def test_no_text_follows_a_call_that_is_to_be_answered_first(words):
+    vocabulary = words[0]
+    text = vocabulary.encode_text("so")
+    opening, closing = ([vocabulary.specials[name]] for name in ("<call>", "</call>"))
+    stop, go = ([*opening, *vocabulary.encode_text(f'{{"name":"{name}","args":{{}}}}'), *closing] for name in ("stop", "go"))
+    constraint = constrain.calls([STOP, {"name": "go"}], *words, "AUTO", last=["stop"])
+    for ids, refused in (
+        ([*text, *stop, *text], len(text + stop)),
+        ([*stop, *go, *text], len(stop + go)),
+        ([*text, *go, *text, *go, *stop, *stop, *go], None),
+        ([*text], None),
+    ):
+        again = constraint.fresh()
+        assert first_refused(again, ids) == (len(ids) if refused is None else refused)
+        assert refused is not None or may_end(again, vocabulary)

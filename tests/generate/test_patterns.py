@@ -68,7 +68,26 @@ def test_bounds_without_a_number_between_them(how):
     assert number(*how) is None
 
 
-@pytest.mark.parametrize("pattern", ["b+", "^a|c$", "^(a|b)$", r"\d\d", r"[|]", r"\|$", r"a\$", "x/y", "", "^$", r"\[a|b"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "b+",
+        r"a{2,5}b|c/d",
+        r"(?:yes|no)\.",
+        r"[^\W\d]{3}",
+        "a\nb",
+        "^a|c$",
+        "^(a|b)$",
+        r"\d\d",
+        r"[|]",
+        r"\|$",
+        r"a\$",
+        "x/y",
+        "",
+        "^$",
+        r"\[a|b",
+    ],
+)
 def test_a_pattern_is_searched_for_and_its_anchors_hold(pattern):
     for text in ("a", "ab", "ba", "c", "ca", "ac", "12", "a12b", "x/y", "|", "a|", "a$", "a$b", "[a", "\n", "b\n"):
         found = re.search(pattern.replace("$", r"\Z").replace(r"\\Z", r"\$"), text, re.ASCII) is not None

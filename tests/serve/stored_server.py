@@ -1,6 +1,6 @@
 """A real server over a real socket with a store in a folder: on a thread of the test, or as a program of its own that can be killed.
 
-As a program: python stored_server.py FOLDER; prints its address when it answers.
+As a program: python stored_server.py FOLDER [model]; prints its address when it answers.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from pollux.serve.app import create_app
-from pollux.serve.server import Server, Settings
+from pollux.serve.server import Served, Server, Settings
 from pollux.serve.store import Store
 from pollux.serve.upkeep import Upkeep
 
@@ -49,11 +49,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, objects="") -> Iterator[Running]:
-    """A server in this process; wrap: what stands before its application; objects: URL of an object store."""
+def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, objects="", **parts) -> Iterator[Running]:
+    """A server in this process; wrap: what stands before its application; objects: URL of an object store; parts: others of Server."""
     clock = Clock()
     store = Store(folder, clock, objects)
-    server = Server(models or {}, store=store, settings=settings)
+    server = Server(models or {}, store=store, settings=settings, **parts)
     app = create_app(server)
     listening = socket.create_server(("127.0.0.1", 0))
     listener = uvicorn.Server(uvicorn.Config(wrap(app), log_level="warning", lifespan="on"))
@@ -70,9 +70,10 @@ def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, obje
 
 
 @contextlib.contextmanager
-def program(folder, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server in a process of its own, and its address; killed at the end if it still lives."""
-    process = subprocess.Popen([*options, sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, text=True)
+def program(folder, *options: str, model: bool = False) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A server in a process of its own, and its address; killed at the end if it still lives. model: with the small one, which embeds."""
+    arguments = [str(folder), *(["model"] if model else [])]
+    process = subprocess.Popen([*options, sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         yield process, process.stdout.readline().strip()
     finally:
@@ -82,6 +83,11 @@ def program(folder, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 if __name__ == "__main__":
-    with serving(sys.argv[1]) as running:
+    models = {}
+    if "model" in sys.argv[2:]:
+        from small_model import small_model
+
+        models["small"] = Served("small", small_model(), None)
+    with serving(sys.argv[1], models) as running:
         print(running.url, flush=True)
         threading.Event().wait()

@@ -158,6 +158,10 @@ def test_a_server_on_all_addresses_wants_keys_and_speaks_tls(folder, tmp_path, c
         (["--cors", "example.org"], "origin"),
         (["--tokens-per-minute", "0"], "at least 1"),
         (["--port", "taken"], "cannot listen"),
+        (["--code-seconds", "0"], "--code-seconds 0 must be above 0"),
+        (["--code-memory", "1000"], "--code-memory 1000 must be at least"),
+        (["--search", "absent"], "--search absent is no folder"),
+        (["--search-url", "https://a.example/"], "--search-url needs --search"),
     ],
 )
 def test_what_keeps_a_server_from_starting_is_one_line(folder, tmp_path, capsys, flags, message):
@@ -166,6 +170,13 @@ def test_what_keeps_a_server_from_starting_is_one_line(folder, tmp_path, capsys,
         assert main(["serve", str(folder), "--data", str(tmp_path), *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_without_bubblewrap_code_execution_keeps_a_server_from_starting(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["serve", str(folder), "--data", str(tmp_path), "--port", "0", "--code-execution"]) == 2
+    error = capsys.readouterr().err
+    assert "apt install bubblewrap" in error and error.count("\n") == 1
 
 
 def test_a_folder_that_holds_no_model_is_named(tmp_path, capsys):

@@ -23,7 +23,7 @@ class WatchedEngine:
 
     def renew(self):
         """For the next test."""
-        self.requests, self.held = [], []
+        self.requests, self.jobs, self.held = [], [], []  # jobs: those that are answered
         self.answers = None  # how many more requests are answered; None: all
         self.cramped = False  # there is no room to hold anything
         self.full = 0  # how many more requests find the queue full
@@ -35,11 +35,10 @@ class WatchedEngine:
                 self.full -= 1
                 raise Overloaded("the queue is full")
             self.requests.append(request)
-            if self.answers is None:
-                return self.engine.submit(request, notify)
-            if self.answers:
-                self.answers -= 1
-                return self.engine.submit(request, notify)
+            if self.answers is None or self.answers:
+                self.answers = self.answers and self.answers - 1
+                self.jobs.append(self.engine.submit(request, notify))
+                return self.jobs[-1]
             self.silent.append(Job(request, notify))
             return self.silent[-1]
 

@@ -26,11 +26,11 @@ class Whole:
 
 
 @contextlib.contextmanager
-def serving(folder, rules=Rules(keys_required=False), settings=Settings(), model=None, certificate=None) -> Iterator[Whole]:
-    """The model is called small and, as an alias, pollux. certificate: of tls.py, for https."""
+def serving(folder, rules=Rules(keys_required=False), settings=Settings(), model=None, certificate=None, **parts) -> Iterator[Whole]:
+    """The model is called small and, as an alias, pollux. certificate: of tls.py, for https; parts: others of Service."""
     model = model or small_model()
     store, sock = Store(folder), socket.create_server(("127.0.0.1", 0))
-    service = Service(rules, store, settings)
+    service = Service(rules, store, settings, **parts)
     secure = {} if certificate is None else {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
     listener = Listener(service.app, service.gate, drain=30.0, **secure)
     thread = threading.Thread(target=listener.run, kwargs={"sockets": [sock]})

@@ -37,8 +37,11 @@ from pollux.serve.keys import Keys
 from pollux.serve.listener import Listener
 from pollux.serve.safety import Blocklist
 from pollux.serve.server import Settings
-from pollux.serve.service import Service
+from pollux.serve.service import Searched, Service
 from pollux.serve.store import Store
+from pollux.serve.tools.code_execution import CodeExecution
+from pollux.serve.tools.sandbox import LEAST_MEMORY, CodeLimits, Sandbox
+from pollux.serve.tools.tool import Enabled
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Names = tyro.conf.UseAppendAction[tuple[str, ...]]
@@ -100,7 +103,17 @@ class Options:
     host_name: Names = ()
     """Another name that this server is reached by, for its certificate and its check of names; may be given several times."""
     fetch: Flag = False
-    """Fetch http and https URLs that requests name, from public addresses only."""
+    """Fetch http and https URLs that requests name, from public addresses only; with it the tool urlContext reads web pages."""
+    search: Path | None = None
+    """Folder of documents that the tool googleSearch finds passages in."""
+    search_url: str = ""
+    """What stands before the paths of those documents in their addresses, such as https://docs.example.org/; usually the folder's name."""
+    code_execution: Flag = False
+    """Let models run Python for requests with the tool codeExecution, in a sandbox of bubblewrap without network."""
+    code_seconds: float = CodeLimits.seconds
+    """Seconds that a piece of such code may take."""
+    code_memory: int = CodeLimits.memory
+    """Bytes of memory that it may take."""
     tls: Flag = False
     """Speak HTTPS with a certificate that is made here."""
     certificate: Path | None = None
@@ -118,11 +131,27 @@ class Options:
             raise ValueError("--tls makes a certificate, so it takes none: leave out --tls or --certificate")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port} must be between 0 and 65535")
+        if self.search is not None and not self.search.is_dir():
+            raise ValueError(f"--search {self.search} is no folder")
+        if self.search_url and self.search is None:
+            raise ValueError("--search-url needs --search")
         if self.max_output_tokens < 1:
             raise ValueError(f"--max-output-tokens {self.max_output_tokens} must be at least 1")
+        if not self.code_seconds > 0:
+            raise ValueError(f"--code-seconds {self.code_seconds:g} must be above 0")
+        if self.code_memory < LEAST_MEMORY:
+            raise ValueError(f"--code-memory {self.code_memory} must be at least {LEAST_MEMORY}, which Python itself takes")
         for flag, value in (("--timeout", self.timeout), ("--drain", self.drain), ("--max-body", self.max_body)):
             if not value >= 0:
                 raise ValueError(f"{flag} {value:g} must not be negative")
+
+    def tools(self, data: Path) -> dict[str, Enabled]:
+        """What the server runs for requests. data: its own folder. Raises ValueError if this machine cannot."""
+        if not self.code_execution:
+            return {}
+        sandbox = Sandbox(CodeLimits(seconds=self.code_seconds, memory=self.code_memory), hidden=(data, self.folder))
+        sandbox.check()
+        return {"code_execution": CodeExecution(sandbox)}
 
     @property
     def model_name(self) -> str:
@@ -162,6 +191,7 @@ def serve(options: Options) -> None:
     logs.configure()
     rules, data = options.rules(), options.data or data_folder()
     scorer = Blocklist.load(options.blocklist) if options.blocklist else None
+    tools = options.tools(data)
     store = Store(data, objects=options.objects)
     try:
         if rules.keys_required and not Keys(store.records).all():
@@ -171,7 +201,8 @@ def serve(options: Options) -> None:
             )
         files = _tls_files(options, data)
         with _bind(options.host, options.port) as sock:
-            service = Service(rules, store, options.settings(), scorer)
+            searched = Searched(options.search, options.search_url) if options.search else None
+            service = Service(rules, store, options.settings(), scorer, tools=tools, searched=searched)
             start = _Start(options, service, sock.getsockname()[1])
             start.begin()
             Listener(service.app, service.gate, options.drain, **files).run(sockets=[sock])

@@ -1,4 +1,4 @@
-"""Constraints on answers: JSON by a schema, one of several strings, a regular expression, function calls, each as a mask over the ids.
+"""Constraints on answers: JSON by a schema, one of several strings, function calls, each as a mask over the ids.
 
 llguidance follows a grammar (schema_grammar.py writes those of schemas) over the bytes of the tokens, so that a token may span several
 of its symbols. An answer may end only where the grammar can, and must where nothing else is possible; whether it gets there within its
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from pollux.generate.rules import Repeat, Rules, Symbol
 from pollux.generate.schema_grammar import Values, reason
-from pollux.generate.value_forms import Gemma, Json, expression, literal
+from pollux.generate.value_forms import Gemma, Json, literal
 from pollux.tokens.calls import QUOTE, declared
 from pollux.tokens.vocabulary import Vocabulary
 
@@ -54,13 +54,6 @@ class GrammarConstraint:
         if not self._matcher.consume_token(token):
             raise ValueError(f"the id {token} is not allowed here: {reason(self._matcher.get_error())}")
 
-    def forced(self) -> list[int]:
-        """The ids that come next whatever the model says, as the tokenizer would write them; [] where there is a choice.
-
-        They are not stepped over. `allowed` admits each of them alone, so that they can be read in one pass instead of written one by one.
-        """
-        return self._matcher.compute_ff_tokens()
-
     def _check(self) -> None:
         if self._matcher.is_error():
             raise ValueError(f"the constraint cannot be followed further: {reason(self._matcher.get_error())}")
@@ -79,26 +72,20 @@ def choice(strings: Sequence[str], vocabulary: Vocabulary, vocab_size: int) -> G
     return _constraint(f"start: T\nT: {' | '.join(map(literal, strings))}\n", vocabulary, vocab_size)
 
 
-def regex(pattern: str, vocabulary: Vocabulary, vocab_size: int) -> GrammarConstraint:
-    r"""A text that a regular expression matches as a whole; \d and \w are ASCII, and there is no looking ahead or behind.
-
-    Raises ValueError for what is no such expression.
-    """
-    return _constraint(f"start: T\nT: /{expression(pattern)}/\n", vocabulary, vocab_size)
-
-
 def calls(
     tools: Sequence[Mapping[str, Any]],
     vocabulary: Vocabulary,
     vocab_size: int,
     mode: str = "AUTO",
     names: Sequence[str] | None = None,
+    last: Collection[str] = (),
 ) -> GrammarConstraint:
     """Answers that call functions as they are declared, written the way the model writes calls (tokens/calls.py).
 
     tools: {"name", "description", "parameters"}, with a JSON schema of an object as parameters. mode: "AUTO" text and calls in any order;
     "VALIDATED" either text or calls; "ANY" calls only, one at least; "NONE" text only. names: the functions that may be called, all if
-    None. Calls may follow each other, as a model asks for several at once. Raises ValueError for an unknown mode or name, for a schema
+    None. last: functions after whose call no text may follow, because the model reads what they return before it goes on. Calls may follow
+    each other, as a model asks for several at once. Raises ValueError for an unknown mode or name, for a schema
     that cannot be followed and for a model that does not write calls.
     """
     if mode not in MODES:
@@ -111,9 +98,12 @@ def calls(
     if mode == "ANY" and not chosen:
         raise ValueError("a function must be called, but there is none that may be")
     rules = Rules()
-    text, call = _text(rules, vocabulary), rules.rule(_call(rules, tool, vocabulary) for tool in chosen)
+    text, made = _text(rules, vocabulary), {tool["name"]: rules.rule([_call(rules, tool, vocabulary)]) for tool in chosen}
+    call = rules.rule([one] for one in made.values())
+    before_text = rules.rule([[rules.rule([one] for name, one in made.items() if name not in last), Repeat(text, 0, 1)]])
+    at_the_end = rules.rule([[rules.rule([one] for name, one in made.items() if name in last), Repeat(call, 0, None)]])
     starts: dict[str, list[list[Symbol]]] = {
-        "AUTO": [[Repeat(text, 0, 1), Repeat(rules.rule([[call, Repeat(text, 0, 1)]]), 0, None)]],
+        "AUTO": [[Repeat(text, 0, 1), Repeat(before_text, 0, None), Repeat(at_the_end, 0, 1)]],
         "VALIDATED": [[Repeat(text, 0, 1)], [Repeat(call, 1, None)]],
         "ANY": [[Repeat(call, 1, None)]],
         "NONE": [[Repeat(text, 0, 1)]],

@@ -19,6 +19,8 @@ from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded
 from pollux.serve import batches, caches, embeddings, files, generate, images, models, page, uploads
 from pollux.serve.compress import Compressed
 from pollux.serve.errors import ApiError
+from pollux.serve.file_search import stores
+from pollux.serve.file_search import uploads as file_search_uploads
 from pollux.serve.interactions import routes as interactions
 from pollux.serve.live import routes as live
 from pollux.serve.live import tokens
@@ -26,6 +28,7 @@ from pollux.serve.openai import routes as openai
 from pollux.serve.openai import words
 from pollux.serve.openai.errors import answer_error
 from pollux.serve.server import VERSIONS, Server
+from pollux.serve.tools.own import own_tools
 from pollux.serve.upkeep import Upkeep
 
 # What may go wrong without a mistake of ours. Of any other exception starlette, having answered, breaks off the connection.
@@ -37,6 +40,7 @@ def create_app(server: Server) -> Starlette:
 
     The lifespan of the app starts and ends that work; who serves it without one calls `start` and `close`.
     """
+    server.tools = {**own_tools(server), **server.tools}
     upkeep = Upkeep(server)
 
     @contextlib.asynccontextmanager
@@ -61,13 +65,14 @@ def create_app(server: Server) -> Starlette:
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    areas = (openai, generate, images, interactions, embeddings, batches, caches, models, files, tokens)
+    areas = (openai, generate, images, interactions, embeddings, batches, caches, models, files, stores, tokens)
     return [*(route for area in areas for route in area.routes(server)), *models.last_routes(server)]
 
 
 def root_routes(server: Server) -> list[BaseRoute]:
     """What has its own place outside the versions."""
-    return [*page.root_routes(server), *uploads.root_routes(server), *live.root_routes(server), *words.root_routes(server)]
+    areas = (page, uploads, file_search_uploads, live, words)
+    return [route for area in areas for route in area.root_routes(server)]
 
 
 class Warnings:

@@ -184,7 +184,9 @@ def _hold(server: Server, served: Served, asked: CachedContent, owner: str) -> t
     """
     turn = Content((Part(text="?"),), "user")
     beginning = GenerateContentRequest(asked.model, asked.contents, asked.system_instruction, asked.tools, asked.tool_config)
-    whole = prepare(server, served, dataclasses.replace(beginning, contents=(*asked.contents, turn)), Caller(owner)).request.prompt
+    whole = prepare(
+        server, served, dataclasses.replace(beginning, contents=(*asked.contents, turn)), Caller(owner), look_up=False
+    ).request.prompt
     alone = prepare(server, served, GenerateContentRequest(contents=(turn,)), Caller(owner)).request.prompt
     most = min(len(whole), len(alone))
     differ = np.flatnonzero(whole.ids[::-1][:most] != alone.ids[::-1][:most])

@@ -6,6 +6,7 @@ so they are put in the order of the calls that they answer.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -13,18 +14,23 @@ from pollux import content, media
 from pollux.serve.errors import invalid
 from pollux.serve.media import from_blob, from_file
 from pollux.serve.server import Server
+from pollux.serve.tools.code_execution import read_again
 from pollux.serve.wire.content import Blob, Content, FunctionCall, FunctionResponse, Part
 from pollux.serve.wire.enums import Outcome
 
 ROLES = {"user": "user", "": "user", "function": "user", "tool": "user", "model": "model"}
 
 
-def read_contents(server: Server, contents: Iterable[Content], where: str, owner: str = "") -> list[content.Content]:
-    """The turns of contents; blocks. Raises ApiError 400 that names the field, 403 for a file that is not there."""
+def read_contents(
+    server: Server, contents: Iterable[Content], where: str, owner: str = "", runs_code: bool = False
+) -> list[content.Content]:
+    """The turns of contents; blocks. runs_code: the model knows of code as a function that it calls, and of results as what that returns;
+    else it reads them as text. Raises ApiError 400 that names the field, 403 for a file that is not there."""
     turns: list[content.Content] = []
     calls: list[FunctionCall] = []  # of the last model's turn that had some
     for i, one in enumerate(contents):
-        turns += read_content(server, one, f"{where}[{i}]", owner, calls)
+        given = dataclasses.replace(one, parts=tuple(read_again(one.parts, runs_code))) if one.role == "model" and one.parts else one
+        turns += read_content(server, given, f"{where}[{i}]", owner, calls)
         calls = [part.function_call for part in one.parts if part.function_call] or calls
     return turns
 

@@ -29,7 +29,14 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class FetchError(ValueError):
-    """A URL that may not be fetched or did not answer; the message names the URL without its query."""
+    """A URL that may not be fetched or did not answer; the message names the URL without its query.
+
+    refused: its address is not allowed; status: what it answered with instead of 200, 0 if nothing.
+    """
+
+    def __init__(self, message: str, refused: bool = False, status: int = 0):
+        super().__init__(message)
+        self.refused, self.status = refused, status
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def _get(url: str, deadline: float, limits: FetchLimits, allowed: Callable[[Addr
             if response.status in _REDIRECTS and response.headers["Location"]:
                 return urljoin(url, response.headers["Location"])
             if response.status != 200:
-                raise FetchError(f"{_named(url)} answers with status {response.status}")
+                raise FetchError(f"{_named(url)} answers with status {response.status}", status=response.status)
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise FetchError(f"{_named(url)} is sent compressed, though that was not asked for")
             data = _read(url, response, limits)
@@ -153,7 +160,7 @@ def _connect(url: str, host: str, port: int, deadline: float, allowed: Callable[
     except (OSError, UnicodeError) as error:
         raise FetchError(f"{_named(url)}: there is no host of this name") from error
     if not all(allowed(_address(sockaddr)) for *_, sockaddr in found):
-        raise FetchError(f"{_named(url)} lies in a network that may not be fetched from")
+        raise FetchError(f"{_named(url)} lies in a network that may not be fetched from", refused=True)
     last: OSError | None = None
     for family, kind, protocol, _, sockaddr in found:
         sock = socket.socket(family, kind, protocol)
@@ -161,7 +168,7 @@ def _connect(url: str, host: str, port: int, deadline: float, allowed: Callable[
             sock.settimeout(_left(deadline))
             sock.connect(sockaddr)
             if not allowed(_address(sock.getpeername())):
-                raise FetchError(f"{_named(url)} lies in a network that may not be fetched from")
+                raise FetchError(f"{_named(url)} lies in a network that may not be fetched from", refused=True)
             return sock
         except OSError as error:
             last = error

@@ -21,7 +21,7 @@ from pollux.media.container import survey
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.listing import owner_of, page, store_of
 from pollux.serve.records import Record
-from pollux.serve.server import Server
+from pollux.serve.server import Server, Settings
 from pollux.serve.store import Store, new_id
 from pollux.serve.times import rfc3339
 
@@ -154,6 +154,13 @@ def add(
     }
     expires = store.clock() + server.settings.file_lifetime
     return store.records.add("file", name or new_id(12), data, owner, expires, media=upload, size=size)
+
+
+def check_room(store: Store, settings: Settings, owner: str, size: int) -> None:
+    """Raises ApiError 429 if an owner may not store that many bytes more."""
+    if store.records.used(owner) + size > settings.max_storage:
+        message = f"your files would take more than the limit of {settings.max_storage} bytes; delete some"
+        raise ApiError(429, "RESOURCE_EXHAUSTED", message, "STORAGE_FULL")
 
 
 def check(store: Store, record: Record) -> concurrent.futures.Future[None]:

@@ -76,7 +76,7 @@ def counted(server: Server, served: Served, asked: CountTokensRequest, caller: C
     if asked.contents and asked.generate_content_request is not None:
         raise invalid("contents and generateContentRequest cannot be given together: contents belong inside the request")
     if asked.generate_content_request is not None:
-        tokens = prepare(server, served, asked.generate_content_request, caller).prompt_tokens
+        tokens = prepare(server, served, asked.generate_content_request, caller, look_up=False).prompt_tokens
     elif asked.contents:
         tokens = count(write_prompt(served, read_contents(server, asked.contents, "contents", caller.owner)))
     else:

@@ -24,11 +24,16 @@ def owner_of(request: Request) -> str:
 
 async def page(server: Server, request: Request, kind: str, usual: int, most: int) -> tuple[list[Record], dict[str, str]]:
     """The records of the page that the query asks for, and what the answer says of the next one. Raises ApiError 400."""
-    query = request.query_params
-    size, token = _number(query.get("pageSize") or query.get("page_size"), "pageSize"), query.get("pageToken") or query.get("page_token")
-    size = min(size or usual, most)
+    query, size = request.query_params, page_size(request, usual, most)
+    token = query.get("pageToken") or query.get("page_token")
     found = await server.run(store_of(server).records.newest, kind, owner_of(request), size + 1, _number(token, "pageToken") or None)
     return found[:size], {"nextPageToken": str(found[size - 1].number)} if len(found) > size else {}
+
+
+def page_size(request: Request, usual: int, most: int) -> int:
+    """How many entries a page is to have. Raises ApiError 400."""
+    query = request.query_params
+    return min(_number(query.get("pageSize") or query.get("page_size"), "pageSize") or usual, most)
 
 
 def _number(text: str | None, name: str) -> int:

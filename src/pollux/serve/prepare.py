@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pollux import content
@@ -23,6 +24,9 @@ from pollux.serve.content import joined, read_contents, read_system
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.safety import Safety, Verdict, read_settings
 from pollux.serve.server import Served, Server
+from pollux.serve.tools.code_execution import FUNCTION
+from pollux.serve.tools.tool import Room
+from pollux.serve.tools.toolbox import Toolbox, open_tools
 from pollux.serve.wire.enums import MediaResolution, ResponseModality, ThinkingLevel
 from pollux.serve.wire.generate import GenerateContentRequest, GenerationConfig
 from pollux.tokens import sequence as tokens
@@ -33,6 +37,7 @@ from pollux.tokens.vocabulary import Vocabulary
 MAX_TEMPERATURE = 2.0
 MAX_LOGPROBS = 20  # alternatives for each token
 MAX_STOPS = 16
+_MARKERS = 8  # tokens around a turn
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,22 @@ class Plan:
     thoughts: bool  # are part of the answer
     logprobs: bool
     ignored: tuple[str, ...]  # fields that had no effect
+    found_tokens: dict[str, int] = field(default_factory=dict)  # those that tools of the server have put into the prompt besides
+    asked: GenerateContentRequest = GenerateContentRequest()
+    turns: tuple[content.Content, ...] = ()  # that the prompt was written from
+    variables: dict[str, Any] = field(default_factory=dict)  # and what it was written with
+    tools: Toolbox = field(default_factory=Toolbox)  # of the server, which the model may call or whose findings it has read
 
 
 def prepare(
-    server: Server, served: Served, asked: GenerateContentRequest, caller: Caller = Caller(), running: str | tuple[int, ...] | None = None
+    server: Server,
+    served: Served,
+    asked: GenerateContentRequest,
+    caller: Caller = Caller(),
+    running: str | tuple[int, ...] | None = None,
+    look_up: bool = True,
 ) -> Plan:
-    """running: text or ids that the model goes on with, in place of contents. Blocks.
+    """running: text or ids that the model goes on with, in place of contents. look_up: let tools find something for it. Blocks.
 
     Raises ApiError for what cannot be asked, ValueError for what the model cannot read.
     """
@@ -76,31 +91,40 @@ def prepare(
     safety = read_settings(server.scorer, asked.safety_settings)
     modalities = _modalities(served.model, config)
     ignored: list[str] = []
+    _check_search(asked)
+    tools = open_tools(server.tools, asked.tools, caller.owner, ignored)
     if running is not None:
         turns = [content.Content("", (content.Text(running if isinstance(running, str) else words_of(served).decode(running)),))]
     else:
         turns = [
             *(read_system(server, asked.system_instruction, "systemInstruction", caller.owner) if asked.system_instruction else ()),
-            *read_contents(server, asked.contents, "contents", caller.owner),
+            *read_contents(server, asked.contents, "contents", caller.owner, runs_code=FUNCTION in tools.by_name),
         ]
     variables = _thinking(served.model, config, ignored)
-    if tools := schema.prompt_tools(asked):
-        variables["tools"] = tools
-    _check_search(asked, ignored)
+    if functions := schema.prompt_tools(asked, tools.declarations):
+        variables["tools"] = functions
     ignored += ["generationConfig.speechConfig"] if config.speech_config is not None else []
     ignored += schema.not_kept(asked)
     prompt = write_ids(served, running) if isinstance(running, tuple) else write_prompt(served, turns, config, variables)
+    prompt_tokens, found_tokens = count(prompt), dict[str, int]()
+    verdict = safety.judge(_text(turns)) if safety.active else Verdict()
     limit = served.input_limit
+    if look_up and not verdict.blocked and (informed := tools.before(turns, _room(served, limit - len(prompt)))) is not turns:
+        turns, prompt = informed, write_prompt(served, informed, config, variables)
+        found_tokens = more_tokens(count(prompt), prompt_tokens)
     if len(prompt) >= limit:
         raise invalid(f"The input token count ({len(prompt)}) exceeds the maximum number of tokens allowed ({limit - 1}).")
     sampling = _sampling(server, served.model, config, limit - len(prompt))
-    constraint = _constraint(served.model, asked, modalities, sampling.max_output_tokens)
-    excluded = _never_opened(served.model, draws=ResponseModality.IMAGE in modalities, calls=bool(tools))
+    constraint = constraint_of(served.model, asked, modalities, tools, sampling.max_output_tokens)
+    excluded = _never_opened(served.model, draws=ResponseModality.IMAGE in modalities, calls=bool(functions))
     timeout = min(server.settings.timeout, caller.timeout or server.settings.timeout)
+    candidates = _in_range("candidateCount", config.candidate_count, 1, server.settings.max_candidates, 1)
+    if candidates > 1 and tools.declarations:
+        raise invalid(f"generationConfig.candidateCount is {candidates} but must be 1 where the server runs tools that the model calls")
     request = Request(
         prompt,
         sampling,
-        candidates=_in_range("candidateCount", config.candidate_count, 1, server.settings.max_candidates, 1),
+        candidates=candidates,
         top_logprobs=_top_logprobs(config),
         owner=caller.owner,
         priority=caller.priority,
@@ -108,9 +132,22 @@ def prepare(
         constraint=constraint,
         excluded=excluded,
     )
-    verdict = safety.judge(_text(turns)) if safety.active else Verdict()
-    thoughts = config.thinking_config is not None and config.thinking_config.include_thoughts
-    return Plan(served, request, safety, verdict, count(prompt), modalities, thoughts, config.response_logprobs, tuple(ignored))
+    return Plan(
+        served,
+        request,
+        safety,
+        verdict=verdict,
+        prompt_tokens=prompt_tokens,
+        modalities=modalities,
+        thoughts=config.thinking_config is not None and config.thinking_config.include_thoughts,
+        logprobs=config.response_logprobs,
+        ignored=tuple(ignored),
+        found_tokens=found_tokens,
+        asked=asked,
+        turns=tuple(turns),
+        variables=variables,
+        tools=tools,
+    )
 
 
 def write_prompt(
@@ -184,10 +221,27 @@ def _modalities(model: Model, config: GenerationConfig) -> frozenset[ResponseMod
     return frozenset(wanted or can)
 
 
-def _constraint(model: Model, asked: GenerateContentRequest, modalities: frozenset[ResponseModality], most: int) -> Constraint | None:
-    """What the answer of at most `most` tokens must keep to: a schema, calls, or a drawing and nothing else; None for nothing."""
+def _room(served: Served, left: int) -> Room:
+    """For what tools find: half of the tokens that are left, the rest is for the answer."""
+    vocabulary = served.model.vocabulary
+    assert vocabulary is not None
+    return Room(max(0, left // 2 - _MARKERS), lambda text: len(vocabulary.encode_text(text)))
+
+
+def more_tokens(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """How many more tokens of each modality there are."""
+    return {name: number - before.get(name, 0) for name, number in after.items() if number > before.get(name, 0)}
+
+
+def constraint_of(
+    model: Model, asked: GenerateContentRequest, modalities: frozenset[ResponseModality], tools: Toolbox, most: int, may_call: bool = True
+) -> Constraint | None:
+    """What the answer of at most `most` tokens must keep to: a schema, calls, or a drawing and nothing else; None for nothing.
+
+    may_call: the tools of the server; they stay declared if not.
+    """
     assert model.vocabulary is not None
-    constraint = schema.constraint(asked, model)
+    constraint = schema.constraint(asked, model, tools.declarations, may_call)
     if modalities != {ResponseModality.IMAGE}:
         return constraint and Ending(constraint, model.vocabulary, model.config.vocab_size, most)
     if constraint is not None:
@@ -195,13 +249,12 @@ def _constraint(model: Model, asked: GenerateContentRequest, modalities: frozens
     return OneDrawing(model.vocabulary, model.config.vocab_size)
 
 
-def _check_search(asked: GenerateContentRequest, ignored: list[str]) -> None:
-    """Answers come without grounding, which the client is told; what the original refuses is refused."""
-    searching = [i for i, tool in enumerate(asked.tools) if tool.google_search is not None]
+def _check_search(asked: GenerateContentRequest) -> None:
+    """What the original refuses is refused."""
+    searching = any(tool.google_search is not None for tool in asked.tools)
     both_allowed = asked.tool_config is not None and asked.tool_config.include_server_side_tool_invocations
     if searching and any(tool.function_declarations for tool in asked.tools) and not both_allowed:
         raise invalid("googleSearch can be combined with functionDeclarations only if toolConfig.includeServerSideToolInvocations is true")
-    ignored += [f"tools[{i}].googleSearch" for i in searching]
 
 
 def _never_opened(model: Model, draws: bool, calls: bool) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pollux.generate import constrain
@@ -46,8 +46,13 @@ for _name in (*_COUNTS, *_WORDS, *_OTHERS, "minimum", "maximum"):
     _SPELLINGS[_name] = _SPELLINGS[re.sub("[A-Z]", lambda letter: "_" + letter[0].lower(), _name)] = _name
 
 
-def constraint(request: GenerateContentRequest, model: Model) -> GrammarConstraint | None:
-    """What the answers of a request must keep to; None if it asks for free text and declares no functions."""
+def constraint(
+    request: GenerateContentRequest, model: Model, own: Sequence[Mapping[str, Any]] = (), may_call_own: bool = True
+) -> GrammarConstraint | None:
+    """What the answers of a request must keep to; None if it asks for free text and there are no functions to call.
+
+    own: functions of the server's tools, which the model may call if `may_call_own`; it reads what they return before it goes on.
+    """
     config = request.generation_config
     kind = config.response_mime_type or TEXT
     schema: Any = None
@@ -61,7 +66,7 @@ def constraint(request: GenerateContentRequest, model: Model) -> GrammarConstrai
         raise ValueError(f"responseMimeType is {kind!r:.80} but must be {TEXT}, {JSON} or {ENUM}")
     if kind == TEXT and schema is not None:
         raise ValueError(f"a response schema needs the responseMimeType {JSON} or {ENUM}, not {TEXT}")
-    tools = declarations(request.tools)
+    tools, mode, names = callable_functions(request, own)
     if tools and kind != TEXT:
         raise ValueError(f"functions cannot be called in an answer of the responseMimeType {kind}; leave out one of the two")
     if kind == TEXT and not tools:
@@ -69,8 +74,10 @@ def constraint(request: GenerateContentRequest, model: Model) -> GrammarConstrai
     if (words := model.vocabulary) is None:
         raise ValueError("this model folder has no tokenizer.json, so its answers cannot be constrained")
     if tools:
-        mode, names = calling(request.tool_config)
-        return constrain.calls(tools, words, model.config.vocab_size, mode, names)
+        last = [function["name"] for function in own]
+        if own and not may_call_own:
+            names = [tool["name"] for tool in tools if tool["name"] not in last and (names is None or tool["name"] in names)]
+        return constrain.calls(tools, words, model.config.vocab_size, mode, names, last)
     if kind == ENUM:
         values = schema.get("enum") if isinstance(schema, Mapping) else None
         if not isinstance(values, list):
@@ -79,9 +86,33 @@ def constraint(request: GenerateContentRequest, model: Model) -> GrammarConstrai
     return constrain.json_schema(True if schema is None else schema, words, model.config.vocab_size)
 
 
-def prompt_tools(request: GenerateContentRequest) -> list[dict[str, Any]]:
-    """The functions that the prompt declares: none in the mode NONE, as the API has it."""
-    return [] if calling(request.tool_config)[0] == "NONE" else declarations(request.tools)
+def prompt_tools(request: GenerateContentRequest, own: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The functions that the prompt declares: none of the client's in the mode NONE, as the API has it. own: those of the server."""
+    tools, mode, _ = callable_functions(request, own)
+    return [] if mode == "NONE" else tools
+
+
+def callable_functions(
+    request: GenerateContentRequest, own: Sequence[Mapping[str, Any]] = ()
+) -> tuple[list[dict[str, Any]], str, list[str] | None]:
+    """All functions of a request, and how and which of them may be called in the words of `constrain.calls`.
+
+    The modes are about the client's functions: NONE leaves those of the server, ANY demands a call of the client's.
+    """
+    mode, names = calling(request.tool_config)
+    tools = declarations(request.tools)
+    if not own:
+        return tools, mode, names
+    asked, added = [tool["name"] for tool in tools], [function["name"] for function in own]
+    if both := sorted(set(asked) & set(added)):
+        raise ValueError(f"{both[0]} is a function of a tool that the server runs; give yours another name")
+    if mode == "NONE" or not asked:
+        return list(map(dict, own)), "AUTO", None
+    if mode == "ANY":
+        names = names or asked
+    elif names is not None:
+        names = names + added
+    return [*tools, *map(dict, own)], mode, names
 
 
 def calling(config: ToolConfig | None) -> tuple[str, list[str] | None]:

@@ -20,7 +20,9 @@ from pollux.generate.requests import Job, Request
 from pollux.serve.decoded import DecodedMedia
 from pollux.serve.errors import not_found
 from pollux.serve.fetch import FetchLimits
+from pollux.serve.retrieval.embedder import Embedder
 from pollux.serve.safety import Scorer
+from pollux.serve.tools.tool import Enabled
 
 T = TypeVar("T")
 VERSIONS = ("v1", "v1beta", "v1alpha")  # of the API, all alike
@@ -45,8 +47,11 @@ class Settings:
     max_file: int = 2 << 30  # of an uploaded file
     max_storage: int = 20 << 30  # of all files of one owner
     file_lifetime: float = 48 * 3600.0
+    max_file_search_stores: int = 100  # of one owner
     batch_requests: int = 8  # of batches that are under way at a time
     max_output_tokens: int = 8192  # of an answer, and what it may have if the request does not say
+    tool_rounds: int = 8  # in which a model may call the server's tools before it has to answer
+    tool_threads: int = 4  # that run them
     fetch: FetchLimits | None = None  # what a URL in a request may cost; None: none is fetched
 
 
@@ -64,6 +69,11 @@ class Served:
     media: DecodedMedia = field(default_factory=DecodedMedia)
     beside: threading.Lock = field(default_factory=threading.Lock)  # held while the model runs without its engine: one prompt's memory more
 
+    @functools.cached_property
+    def embedder(self) -> Embedder | None:
+        """What makes vectors of texts, None for a model without a tokenizer."""
+        return None if self.model.vocabulary is None else Embedder(self.model, self.beside)
+
     @property
     def input_limit(self) -> int:
         """Tokens of a prompt and its answer together."""
@@ -77,6 +87,7 @@ class Server:
     "gemini-*", to the name of a model; the first that fits counts.
 
     store: the Store of store.py, None if nothing is kept. scorer: what finds harm in prompts and answers, None if nothing does.
+    tools: those that the operator enabled, by their fields in wire.Tool.
     Raises ValueError for an alias of no model.
     """
 
@@ -85,6 +96,7 @@ class Server:
     store: Any = None
     settings: Settings = Settings()
     scorer: Scorer | None = None
+    tools: Mapping[str, Enabled] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     contexts: dict[str, Any] = field(default_factory=dict)  # what the engines hold for cached contents, by their names (caches.py)
 
@@ -94,6 +106,7 @@ class Server:
                 raise ValueError(f"the alias {alias} stands for {name}, which is not served; served are {', '.join(self.models)}")
         self._pool = concurrent.futures.ThreadPoolExecutor(self.settings.threads, "pollux-serve")
         self._writers = concurrent.futures.ThreadPoolExecutor(self.settings.threads, "pollux-write")
+        self._tool_runners = concurrent.futures.ThreadPoolExecutor(self.settings.tool_threads, "pollux-tool")
 
     def find(self, name: str) -> Served:
         """The model of a name or alias, with or without "models/". Raises ApiError 404."""
@@ -113,7 +126,11 @@ class Server:
         """The same for answers, on threads of their own, which need not wait until a long clip of somebody else is decoded."""
         return await asyncio.get_running_loop().run_in_executor(self._writers, functools.partial(function, *args))
 
+    async def run_tool(self, function: Callable[..., T], *args: Any) -> T:
+        """The same for tools of the server, which may take long and wait for each other."""
+        return await asyncio.get_running_loop().run_in_executor(self._tool_runners, functools.partial(function, *args))
+
     def close(self) -> None:
         """End the threads; engines and store belong to who made them."""
-        for pool in (self._pool, self._writers):
+        for pool in (self._pool, self._writers, self._tool_runners):
             pool.shutdown(wait=False, cancel_futures=True)

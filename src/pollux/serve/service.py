@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
 from pollux.generate.model import Model
 from pollux.serve.access import Access, Rules
@@ -16,16 +19,38 @@ from pollux.serve.limits import BodyTimeout, Limits
 from pollux.serve.measure import MeasuredEngine
 from pollux.serve.metrics import Metrics, MetricsPage
 from pollux.serve.observe import Observed
+from pollux.serve.retrieval.folder import FolderSearch
 from pollux.serve.safety import Scorer
 from pollux.serve.server import AnyEngine, Served, Server, Settings
 from pollux.serve.store import Store
+from pollux.serve.tools.google_search import Folder, GoogleSearch
+from pollux.serve.tools.tool import Enabled
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A folder that googleSearch searches. base: see FolderSearch."""
+
+    folder: Path
+    base: str = ""
 
 
 class Service:
-    """What serves one model. Keys are those in the store; the store and the engine belong to the caller."""
+    """What serves one model. searched: None if googleSearch finds nothing. Keys are those in the store; the store and the engine belong to
+    the caller."""
 
-    def __init__(self, rules: Rules, store: Store, settings: Settings = Settings(), scorer: Scorer | None = None):
-        self.rules, self.store, self.settings, self.scorer = rules, store, settings, scorer
+    def __init__(
+        self,
+        rules: Rules,
+        store: Store,
+        settings: Settings = Settings(),
+        scorer: Scorer | None = None,
+        tools: Mapping[str, Enabled] = MappingProxyType({}),
+        searched: Searched | None = None,
+    ):
+        self.rules, self.store, self.settings, self.scorer, self.tools = rules, store, settings, scorer, tools
+        self.searched = searched
+        self.search: FolderSearch | None = None
         self.metrics, self.limits, self.gate = Metrics(), Limits(), Gate()
         self.app = Observed(self.gate, self.metrics)
         self.server: Server | None = None
@@ -37,7 +62,8 @@ class Service:
         """
         self.metrics.watch({name: engine})
         served = Served(name, model, MeasuredEngine(engine, name, self.metrics, self.limits), longest=longest)
-        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer)
+        tools = {**self.tools, **self._search(served)}
+        self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer, tools)
         app = create_app(self.server)
         counted = MetricsPage(BodyTimeout(app), self.metrics)
         self.gate.open(Access(counted, self.rules, Keys(self.store.records), self.limits), app)
@@ -46,3 +72,14 @@ class Service:
         """End the threads of the server; requests must have ended before."""
         if self.server is not None:
             self.server.close()
+        if self.search is not None:
+            self.search.close()
+
+    def _search(self, served: Served) -> dict[str, Enabled]:
+        if self.searched is None:
+            return {}
+        index = self.store.folder / "search.sqlite"
+        self.search = FolderSearch(self.searched.folder, index, served.embedder, self.searched.base)
+        self.search.start()
+        tool = GoogleSearch(Folder(self.search))
+        return {"google_search": tool, "google_search_retrieval": tool}

@@ -7,6 +7,7 @@ found by the upload that stays until the record is there, and taken away. The la
     pollux.sqlite      records.py
     media/NAME         whole files, never changed; with an object store, copies of some
     uploads/NAME       what has come of uploads that are not finished
+    indexes/NAME       retrieval/index.py: of the documents of a store; can be made again from them
     lock               held by the server that runs
 """
 
@@ -19,6 +20,7 @@ import logging
 import os
 import secrets
 import string
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ from pathlib import Path
 from pollux.serve.errors import ApiError
 from pollux.serve.media_store import MediaFolder, MediaStore, ObjectStore, sync_folder
 from pollux.serve.records import Record, Records, space
+from pollux.serve.retrieval.indexes import Indexes
 
 log = logging.getLogger("pollux.serve")
 
@@ -59,6 +62,8 @@ class Store:
             raise
         for part in (self.folder, media, self._uploads):
             sync_folder(part)
+        self.indexes = Indexes(self.folder / "indexes")
+        self.closing = threading.Event()  # tasks in the background that take long look at it
         self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "pollux-store")
         for file in self._uploads.iterdir():
             if self.records.has_media(file.name):
@@ -69,7 +74,9 @@ class Store:
 
     def close(self) -> None:
         """Wait for what runs in the background; what has not begun does not begin."""
+        self.closing.set()
         self._threads.shutdown(cancel_futures=True)
+        self.indexes.close()
         self.records.close()
         self._lock.close()
 

@@ -9,6 +9,7 @@ import threading
 
 from pollux.serve import caches, files, uploads
 from pollux.serve.batch_work import BatchWork
+from pollux.serve.file_search import imports
 from pollux.serve.server import Server
 
 log = logging.getLogger("pollux.serve")
@@ -66,6 +67,7 @@ class Upkeep:
                 if unfinished:
                     await asyncio.to_thread(uploads.forget_broken, self._server)
                     await asyncio.to_thread(files.check_unfinished, self._server.store)
+                    await asyncio.to_thread(imports.resume, self._server)
                     unfinished = False
                 await asyncio.to_thread(self._server.store.sweep)
                 await asyncio.to_thread(caches.release_ended, self._server)

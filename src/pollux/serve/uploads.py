@@ -1,8 +1,8 @@
 """Uploads of files: resumable ones in chunks, which survive a broken connection and a killed server, and whole ones in one request.
 
 An upload is a record; the bytes it has acknowledged are on disk. Its unguessable id is the only authority that chunks carry, for clients
-send no key with them. A finished upload becomes a file (files.py) and is remembered for a while, so that a client that missed the answer
-may ask again.
+send no key with them. A finished upload becomes what its target makes of it, such as a file (files.py), and is remembered for a while, so
+that a client that missed the answer may ask again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import mimetypes
 import re
 import weakref
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -25,11 +24,11 @@ from pollux import media
 from pollux.serve import files
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.listing import owner_of, store_of
-from pollux.serve.records import Record, Taken, disk_full
-from pollux.serve.server import VERSIONS, Server, Settings
+from pollux.serve.records import Record, disk_full
+from pollux.serve.server import VERSIONS, Server
 from pollux.serve.store import Store, new_id
-from pollux.serve.wire.body import decode, read_body
-from pollux.serve.wire.message import parse, wire
+from pollux.serve.upload_target import Files, Target
+from pollux.serve.wire.body import read_body
 
 CHECK_SECONDS = 5.0  # that the answer to an upload waits for the check of its medium
 _PIECE = 1 << 20  # bytes written at a time
@@ -39,31 +38,16 @@ _BOUNDARY = re.compile(r'boundary="?([^";]+)"?', re.IGNORECASE)
 _MAX_DISPLAY_NAME = 512
 
 
-@dataclass(frozen=True)
-class FileFields:
-    """What a client may say of a file."""
-
-    name: str = ""
-    display_name: str = ""
-    mime_type: str = ""
-    size_bytes: int | None = wire(bits=64)
-
-
-@dataclass(frozen=True)
-class CreateFileRequest:
-    file: FileFields = FileFields()
-
-
 def root_routes(server: Server) -> list[BaseRoute]:
-    uploads = Uploads(server)
+    uploads = Uploads(server, Files(server))
     return [Route(f"/upload/{version}/files", uploads, methods=["POST", "PUT"]) for version in VERSIONS]
 
 
 class Uploads:
-    """The handler of all uploads of a server, an ASGI application."""
+    """The handler of the uploads of a server that become the same, an ASGI application."""
 
-    def __init__(self, server: Server):
-        self.server = server
+    def __init__(self, server: Server, target: Target):
+        self.server, self.target = server, target
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()  # by upload
         self._turns: dict[str, object] = {}  # the request that may write to an upload
 
@@ -84,7 +68,7 @@ class Uploads:
             return await self._start(request)
         if protocol in ("raw", "media"):
             size = _length(request, "content-length")
-            record = await self._begin(request, FileFields(), request.headers.get("content-type", ""), size, at_once=True)
+            record = await self._begin(request, b"", request.headers.get("content-type", ""), size, at_once=True)
             return await self._at_once(request, record, request.stream())
         if protocol == "multipart":
             return await self._related(request)
@@ -93,10 +77,10 @@ class Uploads:
     async def _start(self, request: Request) -> JSONResponse:
         if request.headers.get("x-goog-upload-command", "start").strip() != "start":
             raise invalid("an upload begins with X-Goog-Upload-Command: start; to go on with one, send to its X-Goog-Upload-URL")
-        fields = await self._fields(await read_body(request, self.server.settings.max_body), request)
+        body = await read_body(request, self.server.settings.max_body)
         size = _length(request, "x-goog-upload-header-content-length")
         mime_type = request.headers.get("x-goog-upload-header-content-type", "")
-        record = await self._begin(request, fields, mime_type, fields.size_bytes if size is None else size)
+        record = await self._begin(request, body, mime_type, size)
         url = f"{str(request.base_url).rstrip('/')}{request.url.path}?upload_id={record.name}&upload_protocol=resumable"
         return JSONResponse({}, headers={"X-Goog-Upload-URL": url, "X-Goog-Upload-Control-URL": url, **_status("active", 0)})
 
@@ -109,33 +93,27 @@ class Uploads:
         parts = (b"\r\n" + body).split(b"\r\n--" + found[1].encode("latin-1"))
         if len(parts) != 4 or not parts[3].startswith(b"--"):
             raise invalid("the body must have two parts, the metadata as JSON and the file, and the boundary with two dashes at its end")
-        fields = await self._fields(_part(parts[1])[1], request)
         mime_type, data = _part(parts[2])
-        record = await self._begin(request, fields, mime_type, len(data), at_once=True)
+        record = await self._begin(request, _part(parts[1])[1], mime_type, len(data), at_once=True)
         return await self._at_once(request, record, _whole(data))
 
     async def _at_once(self, request: Request, record: Record, body: AsyncIterator[bytes]) -> JSONResponse:
         try:
             await self._receive(record, 0, body)
-            return JSONResponse({"file": await self._finish(request, record)})
+            return JSONResponse(await self._finish(request, record))
         except BaseException:
             await self._forget(record)
             raise
 
-    async def _fields(self, body: bytes, request: Request) -> FileFields:
-        message, ignored = await self.server.run(lambda: parse(CreateFileRequest, decode(body)))
-        request.state.ignored += ignored
-        return message.file
-
-    async def _begin(self, request: Request, fields: FileFields, mime_type: str, size: int | None, at_once: bool = False) -> Record:
+    async def _begin(self, request: Request, metadata: bytes, mime_type: str, size: int | None, at_once: bool = False) -> Record:
         """The record of a new upload. at_once: nobody can go on with it later.
 
-        Raises ApiError for a name that is unfit or taken, and for more than may be stored.
+        Raises ApiError for metadata that the target refuses, and for more than may be stored.
         """
         store, settings, owner = store_of(self.server), self.server.settings, owner_of(request)
-        name = fields.name.removeprefix("files/")
-        if name and not files.NAME.fullmatch(name):
-            raise invalid(f"file.name is {fields.name!r:.80} but must be files/ and up to 40 lower-case letters, digits and dashes within")
+        fields, remembered, ignored = await self.server.run(self.target.begin, metadata, request)
+        request.state.ignored += ignored
+        size = fields.size_bytes if size is None else size
         if len(fields.display_name) > _MAX_DISPLAY_NAME:
             raise invalid(f"file.display_name has {len(fields.display_name)} characters, more than the limit of {_MAX_DISPLAY_NAME}")
         if size is not None and not 0 < size <= settings.max_file:
@@ -146,15 +124,14 @@ class Uploads:
             mime_type = fields.mime_type.lower() or guess or ""
         if mime_type not in _UNKNOWN_TYPES and not _MIME_TYPE.fullmatch(mime_type):
             raise invalid(f"Unsupported MIME type: {mime_type:.80}")
-        data = {"name": name, "displayName": fields.display_name, "mimeType": mime_type, "size": size, "received": 0, "file": None}
+        data = {"displayName": fields.display_name, "mimeType": mime_type, "size": size, "received": 0, "became": None, **remembered}
+        data["path"] = request.url.path
         if at_once:
             data["atOnce"] = True
 
         def add() -> Record:
             with store.records.transaction():
-                if name and store.records.get("file", name):
-                    raise _taken(name)
-                _check_room(store, settings, owner, size or 0)
+                files.check_room(store, settings, owner, size or 0)
                 if (size or 1) > store.room():
                     raise disk_full()
                 expires = store.clock() + settings.file_lifetime
@@ -167,20 +144,22 @@ class Uploads:
     async def _go_on(self, request: Request, name: str) -> JSONResponse:
         store = store_of(self.server)
         record = await self.server.run(_living, store, name)
+        if record.data["path"] != request.url.path:
+            raise _gone()
         commands = {command.strip() for command in request.headers.get("x-goog-upload-command", "").lower().split(",")}
         if commands - {"upload", "finalize", "query", "cancel"}:
             raise invalid("the header X-Goog-Upload-Command must be upload, finalize, both with a comma between, query or cancel")
         if commands == {"query"}:
-            return JSONResponse({}, headers=_status("final" if record.data["file"] else "active", record.data["received"]))
+            return JSONResponse({}, headers=_status("final" if record.data["became"] else "active", record.data["received"]))
         if commands == {"cancel"}:
             await self._forget(record)
             return JSONResponse({}, headers=_status("cancelled"))
-        if record.data["file"] is None:
+        if record.data["became"] is None:
             if "upload" in commands:
                 record = await self._receive(record, _length(request, "x-goog-upload-offset") or 0, request.stream())
             if "finalize" not in commands:
                 return JSONResponse({}, headers=_status("active", record.data["received"]))
-        return JSONResponse({"file": await self._finish(request, record)}, headers=_status("final", record.data["received"]))
+        return JSONResponse(await self._finish(request, record), headers=_status("final", record.data["received"]))
 
     async def _receive(self, record: Record, offset: int, body: AsyncIterator[bytes]) -> Record:
         """Write a chunk; the record then tells what is on disk. What a client sends again is skipped. If it leaves in the middle, what
@@ -207,22 +186,24 @@ class Uploads:
         await self.server.run(store.discard, record.name)
 
     async def _finish(self, request: Request, record: Record) -> dict[str, Any]:
-        """The file of a complete upload; of one that was finished before, the same file."""
-        store = store_of(self.server)
+        """What a complete upload becomes; of one that was finished before, the same."""
         lock = self._locks.setdefault(record.name, asyncio.Lock())
         async with lock:
-            file, checked = await self.server.run(self._made, record.name)
+            checked = await self.server.run(self._make, record.name)
         if checked is not None:
             await asyncio.wait([asyncio.wrap_future(checked)], timeout=CHECK_SECONDS)
-        return files.described(await self.server.run(files.find, store, file.name, file.owner), request)
+        return await self.server.run(self._answered, record.name, request)
 
-    def _made(self, name: str) -> tuple[Record, concurrent.futures.Future[None] | None]:
-        """The file, and the check of it that was begun, None if it needs none or was made before."""
+    def _answered(self, name: str, request: Request) -> dict[str, Any]:
+        return self.target.described(self.target.find(_living(store_of(self.server), name)), request)
+
+    def _make(self, name: str) -> concurrent.futures.Future[None] | None:
+        """Let the target make what the upload becomes, unless that was done before; what to wait for."""
         store, settings = store_of(self.server), self.server.settings
         record = _living(store, name)
         data = record.data
-        if data["file"]:
-            return files.find(store, data["file"], record.owner), None
+        if data["became"]:
+            return None
         if data["received"] == 0 or data["size"] not in (None, data["received"]):
             message = f"the upload has {data['received']} of {data['size'] or 'unknown'} bytes and cannot be finished"
             raise ApiError(400, "INVALID_ARGUMENT", message, headers=_status("active", data["received"]))
@@ -235,18 +216,15 @@ class Uploads:
         try:
             with store.records.transaction():
                 store.records.update(record, {}, size=0)
-                _check_room(store, settings, record.owner, data["received"])
-                file = files.add(self.server, name, data["name"], data["displayName"], mime_type, digest, data["received"], record.owner)
-                if store.records.update(record, {"file": file.name}) is None:
+                files.check_room(store, settings, record.owner, data["received"])
+                made = self.target.make(record, mime_type, digest)
+                if store.records.update(record, {"became": made.name}) is None:
                     raise _gone()
-        except Taken as error:
-            store.abandon(name)
-            raise _taken(data["name"]) from error
         except BaseException:
             store.abandon(name)
             raise
         store.discard(name)
-        return file, files.check(store, file) if file.data["state"] == "PROCESSING" else None
+        return self.target.made(made)
 
 
 def forget_broken(server: Server) -> None:
@@ -272,7 +250,7 @@ class _Writer:
         """Find out what has come. Raises ApiError 400 for an offset behind that."""
         async with self._lock:
             self._record = await self._server.run(_living, self._store, self._name)
-        if self._record.data["file"] is not None:
+        if self._record.data["became"] is not None:
             raise ApiError(409, "ABORTED", "the upload is finished")
         self._end = received = self._record.data["received"]
         if offset > received:
@@ -333,18 +311,8 @@ def _gone() -> ApiError:
     return ApiError(404, "NOT_FOUND", "there is no such upload: it was cancelled, or never begun, or its time is over")
 
 
-def _check_room(store: Store, settings: Settings, owner: str, size: int) -> None:
-    if store.records.used(owner) + size > settings.max_storage:
-        message = f"your files would take more than the limit of {settings.max_storage} bytes; delete some"
-        raise ApiError(429, "RESOURCE_EXHAUSTED", message, "STORAGE_FULL")
-
-
 def _status(status: str, received: int | None = None) -> dict[str, str]:
     return {"X-Goog-Upload-Status": status} | ({} if received is None else {"X-Goog-Upload-Size-Received": str(received)})
-
-
-def _taken(name: str) -> ApiError:
-    return ApiError(409, "ALREADY_EXISTS", f"there is a file files/{name} already; delete it first, or choose another name")
 
 
 def _length(request: Request, header: str) -> int | None:

@@ -17,16 +17,18 @@ _FORMATS = ("text", "image", "audio", "video")
 def generate_request(asked: CreateInteraction, contents: tuple[Content, ...]) -> tuple[GenerateContentRequest, list[str]]:
     """The request, and the paths of fields that have no effect. Raises ApiError 400."""
     ignored: list[str] = []
-    declarations = []
+    declarations, runs_code = [], False
     for i, tool in enumerate(asked.tools):
         if tool.type == "function":
             declarations.append(_declaration(tool, f"tools[{i}]"))
+        elif tool.type == "code_execution":
+            runs_code = True
         else:
             ignored.append(f"tools[{i}] of type {tool.type!r:.40}")
     request = GenerateContentRequest(
         contents=contents,
         system_instruction=Content((Part(text=asked.system_instruction),)) if asked.system_instruction else None,
-        tools=(Tool(tuple(declarations)),) if declarations else (),
+        tools=(Tool(tuple(declarations), {} if runs_code else None),) if declarations or runs_code else (),
         tool_config=_tool_config(asked.generation_config.tool_choice, ignored),
         safety_settings=tuple(_safety(setting, f"safety_settings[{i}]") for i, setting in enumerate(asked.safety_settings)),
         generation_config=_config(asked, ignored),

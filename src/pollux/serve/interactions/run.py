@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from pollux.serve.answer import chunks
 from pollux.serve.errors import ApiError, api_error, invalid
-from pollux.serve.interactions.steps import Answer, Json, blocks_of, written_usage
+from pollux.serve.interactions.steps import CODE, CODE_RESULT, Answer, Json, blocks_of, written_usage
 from pollux.serve.prepare import Plan
 from pollux.serve.server import Server
 from pollux.serve.wire.enums import FinishReason
@@ -144,9 +144,9 @@ class _Place:
             if not self.open:
                 self.open, self.block, self.letters = True, 0, 0
                 yield self._event("step.start", step=_begun(step))
-            if step["type"] == "function_call" and self.block == 0:
+            if self.block == 0 and (delta := _whole(step)) is not None:
                 self.block = 1
-                yield self._event("step.delta", delta={"type": "arguments_delta", "arguments": json.dumps(step["arguments"])})
+                yield self._event("step.delta", delta=delta)
             yield from self._blocks(step)
             if self.step == len(steps) - 1 and not ended:
                 return
@@ -175,7 +175,18 @@ class _Place:
         return {"event_type": kind, "event_id": f"{self.step}.{self.block}.{self.letters}", "index": self.step} | fields
 
 
-def _begun(step: Json) -> Json:
+def _whole(step: Json) -> Json | None:
+    """The one delta of a step that comes as one; None for steps of blocks."""
     if step["type"] == "function_call":
+        return {"type": "arguments_delta", "arguments": json.dumps(step["arguments"])}
+    if step["type"] in (CODE, CODE_RESULT):
+        return {name: value for name, value in step.items() if name not in ("id", "call_id")}
+    return None
+
+
+def _begun(step: Json) -> Json:
+    if step["type"] in ("function_call", CODE):
         return step | {"arguments": {}}
+    if step["type"] == CODE_RESULT:
+        return step | {"result": ""}
     return {"type": step["type"]}

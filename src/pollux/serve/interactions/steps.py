@@ -11,8 +11,18 @@ from typing import Any
 
 from pollux.serve.errors import invalid
 from pollux.serve.store import new_id
-from pollux.serve.wire.content import Blob, Content, FileData, FunctionCall, FunctionResponse, FunctionResponsePart, Part
-from pollux.serve.wire.enums import Modality
+from pollux.serve.wire.content import (
+    Blob,
+    CodeExecutionResult,
+    Content,
+    ExecutableCode,
+    FileData,
+    FunctionCall,
+    FunctionResponse,
+    FunctionResponsePart,
+    Part,
+)
+from pollux.serve.wire.enums import Language, Modality, Outcome
 from pollux.serve.wire.generate import ModalityTokenCount, UsageMetadata
 from pollux.serve.wire.interactions import Block, Step
 from pollux.serve.wire.message import parse
@@ -20,7 +30,8 @@ from pollux.serve.wire.message import parse
 Json = dict[str, Any]
 
 BLOCKS = ("text", "image", "audio", "video", "document")
-STEPS = ("user_input", "model_output", "thought", "function_call", "function_result")
+CODE, CODE_RESULT = "code_execution_call", "code_execution_result"
+STEPS = ("user_input", "model_output", "thought", "function_call", "function_result", CODE, CODE_RESULT)
 _MEDIA = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4", "document": "text/plain"}  # where a block does not say
 
 
@@ -65,6 +76,10 @@ def read_steps(steps: Iterable[Json], where: str) -> tuple[tuple[Content, ...], 
             role, parts = "model", (Part(function_call=FunctionCall(step.id, step.name, step.arguments)),)
         elif step.type == "function_result":
             role, parts = "user", (Part(function_response=_result(step, calls, path)),)
+        elif step.type == CODE:
+            role, parts = "model", (Part(executable_code=ExecutableCode("", Language.PYTHON, _code(step, path))),)
+        elif step.type == CODE_RESULT:
+            role, parts = "model", (Part(code_execution_result=_code_result(step, path)),)
         else:
             continue  # a model does not read its thoughts again
         if contents and contents[-1].role == role:
@@ -79,6 +94,7 @@ class Answer:
 
     def __init__(self) -> None:
         self.steps: list[Json] = []
+        self._running: list[str] = []  # ids of code whose result has not come
 
     def add(self, part: Part) -> None:
         if part.function_call is not None:
@@ -86,6 +102,15 @@ class Answer:
             self.steps.append(
                 {"type": "function_call", "id": call.id or f"call_{new_id(16)}", "name": call.name, "arguments": call.args or {}}
             )
+        elif part.executable_code is not None:
+            self._running.append(f"code_{new_id(16)}")
+            self.steps.append(
+                {"type": CODE, "id": self._running[-1], "arguments": {"language": "python", "code": part.executable_code.code}}
+            )
+        elif part.code_execution_result is not None:
+            result = part.code_execution_result
+            failed = {} if result.outcome == Outcome.OUTCOME_OK else {"is_error": True}
+            self.steps.append({"type": CODE_RESULT, "call_id": self._running.pop(0), "result": result.output} | failed)
         elif part.thought:
             _extend(self._open("thought", "summary"), {"type": "text", "text": part.text or ""})
         elif part.text is not None:
@@ -121,6 +146,7 @@ def written_usage(usage: UsageMetadata) -> Json:
         "total_output_tokens": usage.candidates_token_count or 0,
         "output_tokens_by_modality": _by_modality(usage.candidates_tokens_details),
         "total_thought_tokens": usage.thoughts_token_count or 0,
+        "total_tool_use_tokens": usage.tool_use_prompt_token_count or 0,
         "total_tokens": usage.total_token_count or 0,
     }
 
@@ -146,6 +172,23 @@ def _block(block: Block, where: str) -> Part:
     if block.data:
         return Part(inline_data=Blob(block.mime_type or _MEDIA[block.type], block.data))
     return Part(file_data=FileData(block.uri, block.mime_type or _MEDIA[block.type]))
+
+
+def _code(step: Step, where: str) -> str:
+    code = (step.arguments or {}).get("code")
+    if not isinstance(code, str):
+        raise invalid(f"{where}.arguments.code must be a program")
+    return code
+
+
+def _code_result(step: Step, where: str) -> CodeExecutionResult:
+    output = step.result
+    if isinstance(output, list):
+        blocks = [parse(Block, item, f"{where}.result[{j}]")[0] for j, item in enumerate(output)]
+        output = "".join(block.text for block in blocks if block.type == "text")
+    if not isinstance(output, str):
+        raise invalid(f"{where}.result must be a string or a list of pieces of content")
+    return CodeExecutionResult("", Outcome.OUTCOME_FAILED if step.is_error else Outcome.OUTCOME_OK, output)
 
 
 def _result(step: Step, calls: dict[str, str], where: str) -> FunctionResponse:

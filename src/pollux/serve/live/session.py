@@ -24,7 +24,7 @@ from pollux.serve.server import Server
 from pollux.serve.store import new_id
 from pollux.serve.wire.content import Blob, Content, FunctionCall, FunctionResponse, Part
 from pollux.serve.wire.enums import FinishReason
-from pollux.serve.wire.generate import GenerateContentRequest, UsageMetadata
+from pollux.serve.wire.generate import Candidate, GenerateContentRequest, UsageMetadata
 from pollux.serve.wire.live import (
     ActivityHandling,
     ClientContent,
@@ -79,7 +79,7 @@ class Session:
 
     async def check(self) -> None:
         """Raises ApiError for a setup that no turn could be answered with."""
-        await self._plan([Content((Part(text="a"),), "user")])
+        await self._plan([Content((Part(text="a"),), "user")], look_up=False)
 
     async def take(self, message: ClientMessage) -> None:
         """Act on a message. Raises ApiError for one that makes no sense."""
@@ -214,7 +214,7 @@ class Session:
             self.history.append(Content(said, "user"))
         self._answering, self._speaking = asyncio.create_task(self._answer()), True
 
-    async def _plan(self, contents: list[Content]) -> Plan:
+    async def _plan(self, contents: list[Content], look_up: bool = True) -> Plan:
         setup = self.setup
         request = GenerateContentRequest(
             contents=tuple(contents),
@@ -223,7 +223,7 @@ class Session:
             safety_settings=setup.safety_settings,
             generation_config=setup.generation_config,
         )
-        return await self.server.run(prepare, self.server, self.served, request, self.caller)
+        return await self.server.run(prepare, self.server, self.served, request, self.caller, look_up=look_up)
 
     async def _answer(self) -> None:
         try:
@@ -261,13 +261,16 @@ class Session:
                 for candidate in chunk.candidates[:1]:
                     reason = _REASONS.get(candidate.finish_reason, reason) if candidate.finish_reason is not None else reason
                     fresh = [_with_id(part) for part in (candidate.content.parts if candidate.content is not None else ())]
-                    await _to_the_end(self._tell(fresh, parts))
+                    await _to_the_end(self._tell(fresh, parts, candidate))
         self._calls = {part.function_call.id: part.function_call.name for part in parts if part.function_call is not None}
         return usage, reason
 
-    async def _tell(self, fresh: list[Part], parts: list[Part]) -> None:
-        if shown := tuple(part for part in fresh if part.function_call is None):
-            await self.send(ServerMessage(server_content=ServerContent(model_turn=Content(shown, "model"))))
+    async def _tell(self, fresh: list[Part], parts: list[Part], candidate: Candidate) -> None:
+        shown = tuple(part for part in fresh if part.function_call is None)
+        found, read = candidate.grounding_metadata, candidate.url_context_metadata
+        if shown or found or read:
+            turn = Content(shown, "model") if shown else None
+            await self.send(ServerMessage(server_content=ServerContent(turn, found, read)))
         parts += fresh
 
 
@@ -305,8 +308,10 @@ def _usage(usage: UsageMetadata) -> LiveUsage:
         usage.prompt_token_count,
         usage.cached_content_token_count,
         usage.candidates_token_count,
+        usage.tool_use_prompt_token_count,
         usage.thoughts_token_count,
         usage.total_token_count,
         usage.prompt_tokens_details,
         usage.candidates_tokens_details,
+        usage.tool_use_prompt_tokens_details,
     )

@@ -84,7 +84,7 @@ class Completion:
 def usage(used: UsageMetadata | None) -> dict[str, Any]:
     """Thoughts count as completion, as there."""
     used = used or UsageMetadata()
-    read, thought = used.prompt_token_count or 0, used.thoughts_token_count or 0
+    read, thought = (used.prompt_token_count or 0) + (used.tool_use_prompt_token_count or 0), used.thoughts_token_count or 0
     said = (used.candidates_token_count or 0) + thought
     return {
         "prompt_tokens": read,

@@ -99,9 +99,38 @@ class FunctionDeclaration:
 
 
 @dataclass(frozen=True)
+class Interval:
+    start_time: datetime.datetime | None = None
+    end_time: datetime.datetime | None = None
+
+
+@dataclass(frozen=True)
+class GoogleSearch:
+    time_range_filter: Interval | None = None
+
+
+@dataclass(frozen=True)
+class UrlContext:
+    pass
+
+
+@dataclass(frozen=True)
+class FileSearch:
+    file_search_store_names: tuple[str, ...] = ()
+    top_k: int | None = None
+    metadata_filter: str = ""
+
+
+@dataclass(frozen=True)
 class Tool:
+    """The others than functions are run by the server (serve/tools)."""
+
     function_declarations: tuple[FunctionDeclaration, ...] = ()
-    google_search: dict[str, Any] | None = None
+    code_execution: dict[str, Any] | None = None
+    google_search: GoogleSearch | None = None
+    google_search_retrieval: GoogleSearch | None = None
+    url_context: UrlContext | None = None
+    file_search: FileSearch | None = None
 
 
 @dataclass(frozen=True)

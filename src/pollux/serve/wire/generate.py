@@ -139,6 +139,8 @@ class Candidate:
     token_count: int | None = None
     avg_logprobs: float | None = None
     logprobs_result: LogprobsResult | None = None
+    grounding_metadata: dict[str, Any] | None = None
+    url_context_metadata: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,13 @@ class UsageMetadata:
     prompt_token_count: int | None = None
     cached_content_token_count: int | None = None
     candidates_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
     thoughts_token_count: int | None = None
     total_token_count: int | None = None
     prompt_tokens_details: tuple[ModalityTokenCount, ...] = ()
     cache_tokens_details: tuple[ModalityTokenCount, ...] = ()
     candidates_tokens_details: tuple[ModalityTokenCount, ...] = ()
+    tool_use_prompt_tokens_details: tuple[ModalityTokenCount, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ class SetupComplete:
 @dataclass(frozen=True)
 class ServerContent:
     model_turn: Content | None = None
+    grounding_metadata: dict[str, Any] | None = None
+    url_context_metadata: dict[str, Any] | None = None
     generation_complete: bool = False
     turn_complete: bool = False
     interrupted: bool = False
@@ -134,10 +136,12 @@ class LiveUsage:
     prompt_token_count: int | None = None
     cached_content_token_count: int | None = None
     response_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
     thoughts_token_count: int | None = None
     total_token_count: int | None = None
     prompt_tokens_details: tuple[ModalityTokenCount, ...] = ()
     response_tokens_details: tuple[ModalityTokenCount, ...] = ()
+    tool_use_prompt_tokens_details: tuple[ModalityTokenCount, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,126 @@
+"""The text of a document: what a person would read in it, or one sentence that says why there is none.
+
+Offsets of all that is built on a Reading count characters of `Reading.text`. For text, Markdown and CSV that is the file itself without
+its byte order mark; of a web page it is what is visible, of JSON the same values written out, of a PDF what its pages say.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pollux.serve.retrieval import markup, pdf
+
+MAX_BYTES = 100 << 20  # of a document
+MAX_CHARACTERS = 10_000_000  # of its text
+READABLE = "plain text, Markdown, HTML, JSON, CSV and PDF"
+Kind = Literal["text", "markdown", "table"]
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")) + (
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_-]{1,40})""", re.IGNORECASE)
+_TEXTS = ("xml", "yaml", "x-yaml", "javascript", "typescript", "x-python", "x-sh", "sql", "toml", "x-tex", "rtf")
+_LINES_OF_JSON = ("jsonl", "x-ndjson", "ndjson", "x-jsonlines", "jsonlines")
+_SUFFIXES = {
+    **{".txt": "text/plain", ".text": "text/plain", ".rst": "text/plain", ".log": "text/plain", ".py": "text/x-python"},
+    **{".md": "text/markdown", ".markdown": "text/markdown", ".html": "text/html", ".htm": "text/html", ".xhtml": "text/html"},
+    **{".json": "application/json", ".jsonl": "application/jsonl", ".csv": "text/csv", ".tsv": "text/csv", ".pdf": "application/pdf"},
+}
+
+
+class Unreadable(ValueError):
+    """A document without text that could be found; the message is for whoever sent it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """text: as above. pages: where in it each page begins, empty if there are none."""
+
+    text: str
+    kind: Kind = "text"
+    title: str = ""
+    pages: tuple[int, ...] = ()
+
+
+def read(source: bytes | Path, mime_type: str) -> Reading:
+    """Blocks. Raises Unreadable."""
+    kind, _, name = mime_type.partition(";")[0].strip().lower().partition("/")
+    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    if size > MAX_BYTES:
+        raise Unreadable(f"the document has {size} bytes, more than the {MAX_BYTES} that can be read")
+    if (kind, name) == ("application", "pdf"):
+        return _checked(_pdf(source))
+    is_text = kind == "text" or name in (*_TEXTS, "json", "xhtml+xml", *_LINES_OF_JSON) or name.endswith(("+json", "+xml"))
+    if not is_text:
+        raise Unreadable(f"documents of the type {mime_type or 'unknown'!r:.80} cannot be read, but {READABLE}")
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    if name in ("html", "xhtml+xml"):
+        found = _CHARSET.search(data[:2048])
+        page = markup.visible(_decoded(data, found[1].decode() if found else ""))
+        return _checked(Reading(page.text, title=page.title))
+    text = _decoded(data)
+    if name in _LINES_OF_JSON:
+        return _checked(Reading("\n".join(_written(line, f"line {i}") for i, line in enumerate(text.splitlines(), 1) if line.strip())))
+    if name == "json" or name.endswith("+json"):
+        return _checked(Reading(_written(text, "it")))
+    if name in ("markdown", "x-markdown"):
+        heading = re.search(r"^#[ \t]+(\S.*)$", text, re.MULTILINE)
+        return _checked(Reading(text, "markdown", heading[1].strip() if heading else ""))
+    if name in ("csv", "tab-separated-values"):
+        return _checked(Reading(text, "table"))
+    return _checked(Reading(text))
+
+
+def type_of(path: Path) -> str:
+    """The mime type of a file by the end of its name, "" for one that cannot be read."""
+    return _SUFFIXES.get(path.suffix.lower(), "")
+
+
+def _checked(reading: Reading) -> Reading:
+    if len(reading.text) > MAX_CHARACTERS:
+        raise Unreadable(f"the document has {len(reading.text)} characters of text, more than the {MAX_CHARACTERS} that can be read")
+    if not reading.text.strip():
+        raise Unreadable("the document holds no text")
+    return reading
+
+
+def _decoded(data: bytes, charset: str = "") -> str:
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "")
+    try:
+        text = data.decode(encoding or charset or "utf-8")
+    except (UnicodeDecodeError, LookupError) as error:
+        raise Unreadable(f"the document is no text in UTF-8: {error}") from error
+    if "\0" in text:
+        raise Unreadable(f"the document is no text: it holds a zero byte at character {text.index(chr(0))}")
+    return text
+
+
+def _written(text: str, what: str) -> str:
+    """JSON with a line for every value, and its characters as they are."""
+    try:
+        written = json.dumps(json.loads(text), ensure_ascii=False, indent=1)
+        written.encode()
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"the document is not JSON: {what} cannot be read, {str(error) or 'it is nested too deeply'}") from error
+    return written
+
+
+def _pdf(source: bytes | Path) -> Reading:
+    try:
+        title, pages = pdf.read(source)
+    except pdf.BadPdf as error:
+        raise Unreadable(str(error)) from error
+    starts, text = [], ""
+    for page in pages:
+        starts.append(len(text))
+        text += page.replace("\0", "") + "\n\n"
+    if not text.strip():
+        raise Unreadable("the PDF holds no text: its pages may be pictures")
+    return Reading(text, title=title, pages=tuple(starts))
