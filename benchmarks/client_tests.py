@@ -94,7 +94,7 @@ def main(settings: Settings) -> int:
     """Run the tests, print the table, return the exit code."""
     if bool(settings.folder) == bool(settings.server):
         raise ValueError("give either the folder of a model or --server URL")
-    python = environment(Path(settings.environments).expanduser() / settings.client, settings.client)
+    python = environment(Path(settings.environments).expanduser() / settings.client, (f"google-genai=={settings.client}", *PACKAGES))
     with tempfile.TemporaryDirectory(prefix="client_tests_") as name:
         work = Path(name)
         tests = copy_client(python, work)
@@ -116,13 +116,13 @@ def main(settings: Settings) -> int:
     return check_allowed(results, settings)
 
 
-def environment(folder: Path, version: str) -> Path:
-    """The interpreter of a virtual environment with that version of the client and what its tests need."""
+def environment(folder: Path, packages: tuple[str, ...]) -> Path:
+    """The interpreter of a virtual environment with these packages, made if it is not there."""
     python = folder / "bin" / "python"
     if not python.exists():
         print(f"making {folder}", flush=True)
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"google-genai=={version}", *PACKAGES], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     return python
 
 
@@ -186,7 +186,18 @@ def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--port", str(port), "--data", str(work / "data"), "--alias", "gemini-*", "imagen-*", "--max-output-tokens", str(ANSWER)]
+    flags = [
+        "--port",
+        str(port),
+        "--data",
+        str(work / "data"),
+        "--alias",
+        "gemini-*",
+        "--alias",
+        "imagen-*",
+        "--max-output-tokens",
+        str(ANSWER),
+    ]
     if shutil.which("bwrap"):
         flags.append("--code-execution")
     process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)

@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 
 from pollux import media
-from pollux.media import DEFAULT_LIMITS, Limits, VideoArray, media_kind
+from pollux.media import DEFAULT_LIMITS, Limits, Page, VideoArray, media_kind
 
 ROLES = ("user", "model", "system", "tool", "")
 
@@ -32,9 +32,9 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture. `source`: bytes of a file, path, URL, uint8 array [H, W, 3] or PIL image."""
+    """A picture. `source`: bytes of a file, path, URL, uint8 array [H, W, 3], PIL image or page of a PDF (media.pdf_pages)."""
 
-    source: bytes | str | os.PathLike | np.ndarray | PIL.Image.Image
+    source: bytes | str | os.PathLike | np.ndarray | PIL.Image.Image | Page
 
     def pixels(self, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         """uint8 RGB [H, W, 3]. Raises MediaError."""
@@ -150,7 +150,8 @@ class Document:
 
 
 def to_contents(x: Any) -> tuple[Content, ...]:
-    """A string, PIL image, pathlib.Path of a medium, part, Content or a list of these as turns; bare parts in a row make one user turn.
+    """A string, PIL image, pathlib.Path of a medium or PDF, part, Content or a list of these as turns; bare parts in a row make one user
+    turn. A PDF is a picture for each page.
 
     A string is always text, never a path. Raises ValueError for anything else.
     """
@@ -162,6 +163,8 @@ def to_contents(x: Any) -> tuple[Content, ...]:
                 contents.append(Content("user", tuple(parts)))
                 parts = []
             contents.append(item)
+        elif isinstance(item, os.PathLike) and os.fspath(item).lower().endswith(".pdf"):
+            parts += map(Image, media.pdf_pages(item))
         else:
             parts.append(_to_part(item))
     if parts:

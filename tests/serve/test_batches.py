@@ -312,6 +312,13 @@ def test_the_list_goes_page_by_page(client, http):
     assert [batch.name for batch in pager] == names[::-1]
 
 
+def test_a_list_tells_which_batches_have_their_results_in_a_file(client, http):
+    """Those of the others come with the batch alone."""
+    name = create(http, inline({"request": request("a")}))
+    until(lambda: client.batches.get(name=name).state == "JOB_STATE_SUCCEEDED")
+    assert client.batches.list().page[0].dest is None and client.batches.get(name=name).dest.inlined_responses
+
+
 def test_what_is_no_batch_is_refused(http):
     for body, error in (
         ({}, (400, "INVALID_ARGUMENT")),

@@ -1,8 +1,10 @@
 """Contents of requests as the turns that a model reads."""
 
 import base64
+import io
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from pollux.content import Audio, Content, FunctionCall, FunctionResponse, Image, Text, Video
@@ -85,14 +87,28 @@ def test_code_and_its_output_are_read_as_text():
         ("audio/mp3", Audio),
         ("application/ogg", Audio),
         ("video/mp4", Video),
-        ("text/csv; charset=utf-8", Text),
-        ("application/json", Text),
+        *[(mime, Text) for mime in ("text/plain", "text/markdown", "text/html", "text/csv; charset=utf-8", "application/json")],
     ],
 )
 def test_the_mime_type_says_what_a_medium_is(mime, kind):
     data = base64.b64encode(b"[1]").decode()
     ((part,),) = [turn.parts for turn in turns({"parts": [{"inlineData": {"mimeType": mime, "data": data}}]})]
     assert isinstance(part, kind) and (part.text if kind is Text else part.source.decode()) == "[1]"
+
+
+def test_a_pdf_is_a_picture_for_each_page():
+    colours = [(200, 30, 40), (20, 160, 60)]
+    first, second = [PIL.Image.new("RGB", (60, 40), colour) for colour in colours]
+    file = io.BytesIO()
+    first.save(file, "PDF", save_all=True, append_images=[second])
+    pdf = {"inlineData": {"mimeType": "application/pdf", "data": base64.b64encode(file.getvalue()).decode()}}
+    (turn,) = turns({"parts": [{"text": "a"}, pdf, {"text": "b"}]})
+    assert [type(part) for part in turn.parts] == [Text, Image, Image, Text]
+    for part, colour in zip(turn.parts[1:3], colours, strict=True):
+        assert np.abs(part.pixels().mean((0, 1)) - colour).max() < 3  # as JPEG keeps it
+    answer = {"functionResponse": {"name": "scan", "response": {}, "parts": [pdf]}}
+    (tool,) = turns({"role": "model", "parts": [call("scan")]}, {"parts": [answer]})[1:]
+    assert [type(part) for part in tool.parts] == [FunctionResponse, Image, Image]
 
 
 def test_a_section_of_a_video_with_its_own_rate():

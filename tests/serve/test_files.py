@@ -15,9 +15,12 @@ from stored_server import serving, until
 
 from pollux import media
 from pollux.media import VideoArray, encode_audio, encode_video
+from pollux.serve.content import read_contents
 from pollux.serve.errors import ApiError
 from pollux.serve.files import open_media
 from pollux.serve.server import Settings
+from pollux.serve.wire.content import Content
+from pollux.serve.wire.message import parse
 
 
 def png(seed=0, size=24) -> bytes:
@@ -273,6 +276,7 @@ def test_a_file_that_cannot_be_decoded_fails_and_cannot_be_used(http, running):
         open_media(running.server, broken["uri"])
     assert refused.value.code == 400
     assert upload(http, b"no sound", "audio/wav")["state"] == "FAILED"
+    assert upload(http, b"%PDF-1.4\n", "application/pdf")["state"] == "FAILED"
 
 
 def test_sound_and_clips_become_active_and_a_clip_tells_how_long_it_lasts(http):
@@ -281,6 +285,21 @@ def test_sound_and_clips_become_active_and_a_clip_tells_how_long_it_lasts(http):
     clip = encode_video(VideoArray(np.zeros((4, 16, 16, 3), np.uint8), np.arange(4) / 2))
     file = upload(http, clip, "video/x-matroska")
     assert (file["state"], file["videoMetadata"]) == ("ACTIVE", {"videoDuration": "2s"})
+
+
+def test_a_pdf_can_be_used_at_once_as_pictures_of_its_pages(http, running):
+    data = io.BytesIO()
+    PIL.Image.new("RGB", (60, 40), "red").save(data, "PDF", save_all=True, append_images=[PIL.Image.new("RGB", (60, 40), "blue")])
+    file = upload(http, data.getvalue(), "application/pdf")
+    assert file["state"] == "ACTIVE"
+    said = parse(Content, {"parts": [{"fileData": {"fileUri": file["uri"], "mimeType": "application/pdf"}}]})[0]
+    (turn,) = read_contents(running.server, [said], "contents")
+    assert [page.pixels()[9, 9].tolist() for page in turn.parts] == [[254, 0, 0], [0, 0, 254]]  # as JPEG keeps them
+
+
+def test_requests_of_a_batch_may_be_called_jsonl(http):
+    """As the cookbook uploads them."""
+    assert upload(http, b"{}", "jsonl")["mimeType"] == "jsonl"
 
 
 def test_a_type_that_is_none_is_refused(http):

@@ -22,6 +22,7 @@ from pollux.serve.server import Served, Server, Settings
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 PNG = base64.b64encode(encode_image(PIXELS)).decode()
+NO_PICTURE = {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}
 WAV = base64.b64encode(encode_audio(np.zeros(3200, np.float32), 16000)).decode()
 HELLO = [{"role": "user", "parts": [{"text": "what colour is the big circle?"}]}]
 URL = "/v1beta/models/small:"
@@ -259,8 +260,11 @@ def test_json_is_packed_for_who_accepts_it_and_streams_are_not(api):
         ({"contents": [{"role": "narrator", "parts": [{"text": "a"}]}]}, r"contents\[0\].role must be"),
         ({"contents": [{"parts": [{"text": 1}]}]}, r"contents\[0\].parts\[0\].text must be a string"),
         ({"contents": [{"parts": [{"inlineData": {"mimeType": "image/png"}}]}]}, "inlineData.data is empty"),
-        ({"contents": [{"parts": [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]}]}, "not an image of a known format"),
-        ({"contents": [{"parts": [{"inlineData": {"mimeType": "application/pdf", "data": "AAAA"}}]}]}, "application/pdf is not supported"),
+        ({"contents": [{"parts": [NO_PICTURE]}]}, "not an image of a known format"),
+        (
+            {"contents": [{"parts": [{"inlineData": {"mimeType": "application/pdf", "data": "AAAA"}}]}]},
+            "inlineData: PDF of 3 bytes in memory is",
+        ),
         ({"contents": [{"parts": [{"inlineData": {"mimeType": "x/y", "data": "AAAA"}}]}]}, "the mime type 'x/y' is not supported"),
         ({"contents": [{"parts": [{"inlineData": {"mimeType": "text/plain", "data": "/w=="}}]}]}, "is no text in UTF-8"),
         ({"contents": [{"parts": [{"fileData": {"fileUri": "gs://a/b.png"}}]}]}, "must be the uri of an uploaded file"),
@@ -274,6 +278,7 @@ def test_json_is_packed_for_who_accepts_it_and_streams_are_not(api):
         ({"contents": HELLO, "generationConfig": {"responseModalities": ["AUDIO"]}}, "Multi-modal output is not supported"),
         ({"contents": HELLO, "generationConfig": {"stopSequences": [""]}}, "stopSequences must be"),
         ({"contents": [{"parts": [{"text": "a " * LIMIT}]}]}, rf"The input token count \(\d+\) exceeds .* allowed \({LIMIT - 1}\)"),
+        ({"contents": [{"parts": [NO_PICTURE] * LIMIT}]}, f"{LIMIT} pictures and pages are more than"),  # before one is looked at
     ],
 )
 @pytest.mark.parametrize("method", ["generateContent", "streamGenerateContent?alt=sse"])

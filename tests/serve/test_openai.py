@@ -172,7 +172,7 @@ def test_completions_of_several_prompts_come_in_their_order(one):
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 5 and logprobs.text_offset[0] == 0
 
 
-@pytest.mark.parametrize("settings", [{"prompt": [1, 2]}, {"prompt": []}, {"echo": True}, {"prompt": ["a", "b"], "stream": True}])
+@pytest.mark.parametrize("settings", [{"prompt": {}}, {"prompt": []}, {"suffix": "b"}, {"prompt": ["a", "b"], "stream": True}])
 def test_a_completion_says_what_it_cannot_do(one, settings):
     with pytest.raises(openai.BadRequestError):
         one.completions.create(**({"model": "pollux", "prompt": "a"} | settings))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pollux.serve.errors import ApiError
+from pollux.serve.wire import relaxed
 from pollux.serve.wire.body import MAX_DEPTH, decode
 from pollux.serve.wire.content import Blob, Content, Part
 from pollux.serve.wire.enums import FinishReason, ResponseModality
@@ -164,11 +165,44 @@ def test_bodies_that_look_odd_are_read():
     assert decode(b"") == {} and decode(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
 
 
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        ("{'file': {'display_name': 'a \"b\" it\\'s'}}", {"file": {"display_name": 'a "b" it\'s'}}),
+        ("{safetySettings: [{category: 7, threshold: 4},],}", {"safetySettings": [{"category": 7, "threshold": 4}]}),
+        ('{"text": "notes \\\n in \\a\\n"}', {"text": "notes \n in a\n"}),
+        ('{"parts": [{"text": "one\ntwo, {three: 3,}"},\n],\n}', {"parts": [{"text": "one\ntwo, {three: 3,}"}]}),
+    ],
+)
+def test_bodies_are_read_as_people_write_them(body, value):
+    """The cookbook's calls of curl are written so."""
+    assert decode(body.encode()) == value
+
+
+@pytest.mark.parametrize("body", ["{'a': 'b}", "{a b: 1}", "[1,,2]", "{,}x", "{a: b}", "[1 2]", "'a' 'b'", "{'a': \"b}", "[,"])
+def test_what_is_not_even_that_is_refused(body):
+    with pytest.raises(ApiError, match="the body is not JSON"):
+        decode(body.encode())
+
+
+def test_only_bodies_that_a_person_may_have_written_are_read_so(monkeypatch):
+    monkeypatch.setattr(relaxed, "MOST", 20)
+    assert decode(b"{'a': 'some text'}") == {"a": "some text"}
+    with pytest.raises(ApiError, match="the body is not JSON"):
+        decode(b"{'a': 'some longer text'}")
+
+
+def test_base64_may_be_broken_into_lines():
+    data = bytes(range(256))
+    assert parse(Blob, {"mimeType": "a/b", "data": base64.encodebytes(data).decode()})[0].data == data
+
+
 NAMES = st.sampled_from(
     "contents parts text role inlineData mime_type data fileData functionCall functionResponse args response name id generationConfig "
     "topK temperature seed stopSequences responseModalities responseSchema tools functionDeclarations safetySettings category "
     "threshold thinkingConfig videoMetadata startOffset thought systemInstruction cachedContent".split()
 )
+WORDS = NAMES | st.text("a:,'\"\\\\ {}[]\n\u00e9", max_size=8)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=4),
@@ -199,3 +233,24 @@ def test_what_was_read_is_read_the_same_when_written_again(data):
         return
     assert parse(Everything, to_json(message))[0] == message
     assert parse(Everything, to_json(message, numbers=True))[0] == message
+
+
+def _as_people_write(value, draw):
+    """The JSON of a value, with names unquoted, texts in single quotes and a comma at the end wherever `draw` says so."""
+    if isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False)
+        return "'" + text[1:-1].replace('\\"', '"').replace("'", "\\'") + "'" if draw() else text
+    comma = "," if draw() else ""
+    if isinstance(value, list):
+        return "[" + ", ".join(_as_people_write(item, draw) for item in value) + (comma if value else "") + "]"
+    if isinstance(value, dict):
+        names = [name if name.isidentifier() and name.isascii() and draw() else _as_people_write(name, draw) for name in value]
+        items = [f"{name} : {_as_people_write(item, draw)}" for name, item in zip(names, value.values(), strict=True)]
+        return "{" + ", ".join(items) + (comma if value else "") + "}"
+    return json.dumps(value)
+
+
+@settings(deadline=None, database=None, derandomize=True)
+@given(st.recursive(WORDS | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(WORDS, inner), max_leaves=12), st.randoms())
+def test_any_value_as_people_write_it_is_read(value, random):
+    assert decode(_as_people_write([value], lambda: random.random() < 0.5).encode()) == [value]

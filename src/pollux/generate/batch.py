@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from pollux.generate.answer import Answer
-from pollux.generate.decode import CHUNK
 from pollux.generate.dispatch import Dispatcher, Flight, Kind, Words, landed, row_bucket
 from pollux.generate.memory import PAGE, Memory
+from pollux.generate.pace import Pace
 from pollux.generate.pages import NoPages, closed_pages
 from pollux.generate.prompts import bucket, unconditional_prompt
 from pollux.generate.requests import Cancelled, DeadlineExceeded, Job, Overloaded, Piece, Request
@@ -28,7 +28,6 @@ from pollux.tokens.interleave import PictureCodec, count
 from pollux.tokens.vocabulary import Vocabulary
 
 GROWN_TOKENS = 2**17  # a cache that grows as needed stops growing here
-MOST_SHARE = 16  # chunks that are read between two dispatches at most
 FIRST_TOKENS = 256  # of each row that it has room for at first, unless its answer cannot become so long
 
 
@@ -53,8 +52,7 @@ class Batch:
         self._holdings: collections.deque[Holding] = collections.deque()
         self._numbers = list(range(settings.max_rows))
         self._flights: dict[Kind, Flight] = {}
-        self._paces: dict[tuple[Kind, int], int] = {}  # steps of a dispatch, by kind and number of rows
-        self._share = settings.chunk  # tokens that may be read between two dispatches
+        self._pace = Pace(settings.dispatch_seconds, settings.chunk)
         self._read_since = 0  # tokens that were read since the last one
         self._landed_at = 0.0
 
@@ -103,7 +101,7 @@ class Batch:
         # Rows that write wait for a share of the reading; those that nobody watches wait until all is read.
         while tokens := self._prefill():
             self._read_since += tokens
-            if not patient and self._read_since >= self._share and self._ready():
+            if not patient and self._read_since >= self._pace.share and self._ready():
                 break
             self._admit()
         self._decode()
@@ -286,13 +284,13 @@ class Batch:
             before = self._flights.get(kind)
             if before is not None:
                 if self._goes_on(rows, before):
-                    self._flights[kind] = self.dispatcher.launch(kind, rows, before, self._steps(kind, len(rows)), read)
+                    self._flights[kind] = self.dispatcher.launch(kind, rows, before, self._pace.steps(kind, len(rows)), read)
                     self._land(before)
                     continue
                 self._land(self._flights.pop(kind))
             rows = self._with_pages(rows)
             if rows:
-                self._flights[kind] = self.dispatcher.launch(kind, rows, None, self._steps(kind, len(rows)), read)
+                self._flights[kind] = self.dispatcher.launch(kind, rows, None, self._pace.steps(kind, len(rows)), read)
 
     def _goes_on(self, rows: list[Row], before: Flight) -> bool:
         """Whether rows can write on, or begin, before it is known what the dispatch wrote that is under way."""
@@ -342,24 +340,6 @@ class Batch:
         row.job.end(Overloaded("the cache has no room for this answer now; try again later"))
         row.job.tell()
 
-    def _steps(self, kind: Kind, rows: int) -> int:
-        """Tokens of the next dispatch: one if the host must look at each, else as many as keep to the wanted time."""
-        return 1 if kind.constrained else self._paces.get((kind, row_bucket(rows)), CHUNK)
-
-    def _pace(self, flight: Flight, seconds: float) -> None:
-        """A dispatch came `seconds` after the one before: the next may be longer, or has to be shorter. If prompts were read in that time,
-        it is their share that follows."""
-        key, wanted = (flight.kind, row_bucket(len(flight.rows))), self._settings.dispatch_seconds
-        if flight.read:
-            least = self._settings.chunk
-            if seconds > 2 * wanted:
-                self._share = max(least, self._share // 2)
-            elif flight.read >= self._share:
-                self._share = min(MOST_SHARE * least, 2 * self._share)
-            return
-        steps = self._paces.get(key, CHUNK)
-        self._paces[key] = min(CHUNK, steps + 1) if seconds < wanted else max(1, steps // 2) if seconds > 2 * wanted else steps
-
     def _land(self, flight: Flight) -> None:
         """Take what a dispatch wrote to its rows and their jobs."""
         jobs, most = dict[Job, None](), 0
@@ -377,8 +357,7 @@ class Batch:
                 self._take_pages(row)
                 self.rows.remove(row)
         now = time.perf_counter()
-        if most == self._steps(flight.kind, len(flight.rows)):  # not one that was cut short
-            self._pace(flight, now - max(flight.launched_at, self._landed_at))
+        self._pace.follow(flight, most, now - max(flight.launched_at, self._landed_at))
         self._landed_at = now
         for job in jobs:
             job.tell()

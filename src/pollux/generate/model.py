@@ -18,6 +18,7 @@ from pollux.generate.answer import Result
 from pollux.generate.decode import cache_dtype
 from pollux.generate.drafter import Drafter, DraftModel, LookUp
 from pollux.generate.engine import Engine
+from pollux.generate.likelihood import Likelihood, likelihood
 from pollux.generate.prompts import padded_inputs, plain
 from pollux.generate.requests import Piece
 from pollux.generate.sampler import Sampling
@@ -117,6 +118,10 @@ class Model:
         ids = _as_ids(contents_or_ids)
         sequence = self.prompt(contents_or_ids) if ids is None else plain(self._checked(ids))
         return np.asarray(_logits(self.params, self.config, padded_inputs([sequence]))[0, : len(sequence)])
+
+    def likelihood(self, sequence: tokens.Sequence, top: int = 0) -> Likelihood:
+        """How likely the model finds the tokens of a sequence, with the `top` most probable ones in the place of each."""
+        return likelihood(self.params, self.config, sequence, top)
 
     def embed(self, contents: Any, longest: int | None = None) -> np.ndarray:
         """Unit vector float32 [D]: the mean final hidden state of the content's tokens, without markers. Media and the text that

@@ -1,8 +1,9 @@
 """Media from files, bytes, URLs and arrays to plain numpy arrays (pixels, samples, frames with times), and back to files."""
 
 from pollux.media.image import decode_image, encode_image
+from pollux.media.pages import pdf_pages
 from pollux.media.sound import decode_audio, encode_audio
-from pollux.media.source import DEFAULT_LIMITS, Kind, Limits, MediaError, called, is_url, media_kind, suffix_of
+from pollux.media.source import DEFAULT_LIMITS, Kind, Limits, MediaError, Page, called, is_url, media_kind, suffix_of
 from pollux.media.video import VideoArray, decode_video, decode_video_sound, encode_video
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Kind",
     "Limits",
     "MediaError",
+    "Page",
     "VideoArray",
     "decode_audio",
     "decode_image",
@@ -21,5 +23,6 @@ __all__ = [
     "encode_video",
     "is_url",
     "media_kind",
+    "pdf_pages",
     "suffix_of",
 ]

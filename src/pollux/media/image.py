@@ -1,4 +1,4 @@
-"""Images: any file that Pillow reads, a PIL image or an array to uint8 RGB, and an array to PNG."""
+"""Images: any file that Pillow reads, a PIL image, an array or a page of a PDF to uint8 RGB, and an array to PNG."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from pollux.media.source import DEFAULT_LIMITS, Limits, MediaError, check_pixels, naming, open_source
+from pollux.media.pages import draw_page
+from pollux.media.source import DEFAULT_LIMITS, Limits, MediaError, Page, check_pixels, naming, open_source
 
 # Formats that run other programs or are drawings (EPS, PDF, WMF) are left out on purpose.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF")
 
 
-def decode_image(source: bytes | str | os.PathLike | np.ndarray | PIL.Image.Image, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+def decode_image(source: bytes | str | os.PathLike | np.ndarray | PIL.Image.Image | Page, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """An image as uint8 RGB [H, W, 3]: upright (EXIF), the first frame of an animation, transparency over white.
 
     Grey images of 16 bits are scaled to 8. Raises MediaError.
     """
+    if isinstance(source, Page):
+        return draw_page(source, limits)
     with naming("image", source) as name:
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:

@@ -36,6 +36,7 @@ _SIGNATURES = (  # offset, bytes, suffix
     (4, b"ftyp", ".mp4"),
     (0, b"\x1a\x45\xdf\xa3", ".mkv"),
     (8, b"AVI ", ".avi"),
+    (0, b"%PDF-", ".pdf"),
 )
 _TS_PACKET, _TS_SYNC = 188, b"\x47"  # bytes of a packet, and its first one
 
@@ -52,9 +53,19 @@ class Limits:
     max_seconds: float = 3600.0  # of sound or video
     max_bytes: int = 1 << 31  # of a file, of the frames taken from one clip, and of a decoded track at its own rate
     max_frames: int = 250_000  # of a video, all of them, not only those taken
+    max_pages: int = 1000  # of a PDF
+    page_seconds: float = 5.0  # to draw one of them
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """One page of a PDF: a source of an image. file: bytes or path of the PDF; number: from 1."""
+
+    file: bytes | os.PathLike
+    number: int
 
 
 def is_url(source: object) -> bool:
@@ -84,15 +95,17 @@ def suffix_of(data: bytes) -> str:
     return next((suffix for offset, signature, suffix in _SIGNATURES if data.startswith(signature, offset)), "")
 
 
-def called(kind: Kind, source: object) -> str:
+def called(kind: Kind | Literal["PDF"], source: object) -> str:
     """What to call a medium in a message."""
+    if isinstance(source, Page):
+        return f"page {source.number} of {called('PDF', source.file)}"
     if isinstance(source, str | os.PathLike):
         return f"{kind} {os.fspath(source)}"
     return f"{kind} of {len(source)} bytes in memory" if isinstance(source, bytes) else f"{kind} given as {type(source).__name__}"
 
 
 @contextlib.contextmanager
-def naming(kind: Kind, source: object) -> Iterator[str]:
+def naming(kind: Kind | Literal["PDF"], source: object) -> Iterator[str]:
     """Yield what to call the source in a message; any failure in the block becomes a MediaError that begins with it.
 
     Decoders raise almost anything on damaged data (struct.error, SyntaxError, IndexError, ...), so all exceptions are

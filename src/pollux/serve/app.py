@@ -23,6 +23,7 @@ from pollux.serve.interactions import routes as interactions
 from pollux.serve.live import routes as live
 from pollux.serve.live import tokens
 from pollux.serve.openai import routes as openai
+from pollux.serve.openai import words
 from pollux.serve.openai.errors import answer_error
 from pollux.serve.server import VERSIONS, Server
 from pollux.serve.upkeep import Upkeep
@@ -66,7 +67,7 @@ def routes(server: Server) -> list[BaseRoute]:
 
 def root_routes(server: Server) -> list[BaseRoute]:
     """What has its own place outside the versions."""
-    return [*page.root_routes(server), *uploads.root_routes(server), *live.root_routes(server)]
+    return [*page.root_routes(server), *uploads.root_routes(server), *live.root_routes(server), *words.root_routes(server)]
 
 
 class Warnings:

@@ -19,11 +19,17 @@ from pollux.serve.answer import whole
 from pollux.serve.embeddings import embed
 from pollux.serve.errors import ApiError, api_error, invalid
 from pollux.serve.listing import store_of
+from pollux.serve.openai import errors as openai_errors
+from pollux.serve.openai.asked import to_gemini
+from pollux.serve.openai.messages import ChatRequest, EmbeddingRequest
+from pollux.serve.openai.routes import embedded
+from pollux.serve.openai.stream import find
+from pollux.serve.openai.written import Completion
 from pollux.serve.prepare import Caller, prepare
 from pollux.serve.records import Record
-from pollux.serve.server import Server
+from pollux.serve.server import Served, Server
 from pollux.serve.wire.embed import EmbedContentRequest, EmbedContentResponse
-from pollux.serve.wire.generate import GenerateContentRequest
+from pollux.serve.wire.generate import GenerateContentRequest, GenerateContentResponse
 from pollux.serve.wire.message import parse, to_json
 
 log = logging.getLogger("pollux.serve")
@@ -141,14 +147,18 @@ class BatchWork:
 
     async def _answer(self, batch: _Open, number: int, item: dict[str, Any]) -> None:
         """Find the result of one request and keep it."""
+        for_openai = bool(batch.record.data.get("endpoint"))
         try:
-            result: dict[str, Any] = {"response": await self._response(batch.record, item)}
+            response = await self._response(batch.record, item)
+            result: dict[str, Any] = {"response": {"status_code": 200, "body": response} if for_openai else response}
         except Cancelled:  # the engine ends: no result of the request
             raise
         except Exception as error:
             found = api_error(error)
             result = {"error": {"code": _CODES.get(found.status, 2), "message": found.message, "status": found.status}}
-        given = {name: item[name] for name in ("key", "metadata") if name in item}
+            if for_openai:
+                result["response"] = {"status_code": found.code, "body": openai_errors.body(found)}
+        given = {name: item[name] for name in ("key", "metadata", "custom_id") if name in item}
         await self._run(self._keep, batch.record, number, given | result)
 
     async def _response(self, record: Record, item: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +174,8 @@ class BatchWork:
         return await self._asked(record, item["request"])
 
     async def _asked(self, record: Record, request: dict[str, Any]) -> dict[str, Any]:
+        if endpoint := record.data.get("endpoint"):
+            return await (self._chat if endpoint == "/v1/chat/completions" else self._embeddings)(request, record.owner)
         served = self._server.find(record.data["model"])
         if record.data["embeds"]:
             message = parse(EmbedContentRequest, request)[0]
@@ -171,10 +183,25 @@ class BatchWork:
         asked = parse(GenerateContentRequest, request)[0]
         if asked.model:
             served = self._server.find(asked.model)
+        return to_json(await self._whole(served, asked, record.owner))
+
+    async def _chat(self, request: dict[str, Any], owner: str) -> dict[str, Any]:
+        """A chat completion."""
+        asked = parse(ChatRequest, request)[0]
+        if asked.stream:
+            raise invalid("a request of a batch has no stream")
+        response = await self._whole(find(self._server, asked.model), to_gemini(asked, []), owner)
+        return Completion(asked.model, asked.logprobs).whole(response)
+
+    async def _embeddings(self, request: dict[str, Any], owner: str) -> dict[str, Any]:
+        return await embedded(self._server, parse(EmbeddingRequest, request)[0], owner, self._run)
+
+    async def _whole(self, served: Served, asked: GenerateContentRequest, owner: str) -> GenerateContentResponse:
+        """An answer, however long the engine has no room for its request."""
         while True:
-            plan = await self._run(prepare, self._server, served, asked, Caller(record.owner, PRIORITY))
+            plan = await self._run(prepare, self._server, served, asked, Caller(owner, PRIORITY))
             try:
-                return to_json(await whole(self._server, plan))
+                return await whole(self._server, plan)
             except Overloaded:
                 await asyncio.sleep(RETRY_SECONDS)
 

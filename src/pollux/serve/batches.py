@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from pollux.serve.wire.message import wire
 LIFETIME = 48 * 3600.0  # seconds; what is not done by then is given up
 UNFINISHED = ("BATCH_STATE_PENDING", "BATCH_STATE_RUNNING")
 MAX_PRIORITY = 1 << 31
+OPENAI_ENDPOINTS = ("/v1/chat/completions", "/v1/embeddings")
 _TYPE = "type.googleapis.com/google.ai.generativelanguage.v1main."
 _PAGE = 100  # records read at a time
 _FILE = re.compile(r"files/[a-z0-9-]+")
@@ -150,7 +151,7 @@ def items(store: Store, record: Record) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(store.path(pinned), "rb") as file:
         for number, line in enumerate(line for line in file if line.strip()):
             if number not in done:
-                yield number, _line(line)
+                yield number, _openai_line(line, endpoint) if (endpoint := record.data.get("endpoint")) else _line(line)
 
 
 def finish(server: Server, record: Record) -> None:
@@ -214,7 +215,8 @@ def described(store: Store, record: Record, results: bool = True) -> dict[str, A
             output = {"responsesFile": data["responses"]}
         elif results:
             output = {"inlinedResponses": {"inlinedResponses": list(_results(store, record))}}
-        metadata["output"] = output
+        if output:  # else clients would take the batch of a list for one with a file
+            metadata["output"] = output
         operation["response"] = {"@type": f"{_TYPE}{kind}Output", **output}
     elif done:
         code, message = _ERRORS[data["state"]]
@@ -230,7 +232,7 @@ _ERRORS = {  # by google.rpc.Code
 
 
 def _create(server: Server, model: str, asked: Batch, embeds: bool, owner: str) -> Record:
-    store, source = store_of(server), asked.input_config
+    source = asked.input_config
     server.find(model)
     if abs(asked.priority) > MAX_PRIORITY:
         raise invalid(f"batch.priority is {asked.priority} but must be between {-MAX_PRIORITY} and {MAX_PRIORITY}")
@@ -239,12 +241,25 @@ def _create(server: Server, model: str, asked: Batch, embeds: bool, owner: str) 
         raise invalid("the batch is empty; give batch.inputConfig.requests.requests or batch.inputConfig.fileName")
     if source.file_name and not _FILE.fullmatch(source.file_name):
         raise invalid(f"batch.inputConfig.fileName is {source.file_name!r:.80} but must be the name of an uploaded file, like files/abc")
-    data = {
-        "model": f"models/{model}",
-        "displayName": asked.display_name,
-        "embeds": embeds,
-        "inline": not source.file_name,
-        "priority": asked.priority,
+    about = {"model": f"models/{model}", "displayName": asked.display_name, "embeds": embeds, "priority": asked.priority}
+    return _add(server, about, source.file_name, requests, owner)
+
+
+def create_for_openai(server: Server, endpoint: str, file_name: str, metadata: dict[str, Any] | None, owner: str) -> Record:
+    """A batch of a file whose lines are requests of OpenAI's API. Blocks. Raises ApiError for what cannot be one."""
+    if endpoint not in OPENAI_ENDPOINTS:
+        raise invalid(f"endpoint is {endpoint!r:.80} but must be one of {', '.join(OPENAI_ENDPOINTS)}")
+    if not _FILE.fullmatch(file_name):
+        raise invalid(f"input_file_id is {file_name!r:.80} but must be the name of a file uploaded through the Gemini API, like files/abc")
+    about = {"model": "", "displayName": "", "embeds": False, "priority": 0}
+    return _add(server, about | {"endpoint": endpoint, "input": file_name, "metadata": metadata}, file_name, (), owner)
+
+
+def _add(server: Server, about: dict[str, Any], file_name: str, requests: Sequence[InlinedRequest], owner: str) -> Record:
+    """The record of a new batch of a file's lines, or of these requests. Blocks."""
+    store = store_of(server)
+    data = about | {
+        "inline": not file_name,
         "state": "BATCH_STATE_PENDING",
         "ended": None,
         "error": "",
@@ -253,12 +268,12 @@ def _create(server: Server, model: str, asked: Batch, embeds: bool, owner: str) 
         "succeeded": 0,
         "failed": 0,
     }
-    if source.file_name:
-        data["count"] = _count_lines(server, source.file_name, owner)
+    if file_name:
+        data["count"] = _count_lines(server, file_name, owner)
     with store.records.transaction():
         record = store.records.add("batch", new_id(36), data, owner)
-        if source.file_name:
-            files.pin(store, source.file_name, owner, record)
+        if file_name:
+            files.pin(store, file_name, owner, record)
         for number, one in enumerate(requests):
             item = {"request": one.request} | ({"metadata": one.metadata} if one.metadata is not None else {})
             store.records.add("batch_item", item_name(record, number), item, owner, parent=record)
@@ -298,6 +313,22 @@ def _line(line: bytes) -> dict[str, Any]:
             {"key": found["key"]} if isinstance(found, dict) and "key" in found else {}
         )
     return {name: found[name] for name in ("key", "request", "metadata") if name in found}
+
+
+def _openai_line(line: bytes, endpoint: str) -> dict[str, Any]:
+    """A line of a file of OpenAI's requests: {"custom_id": ..., "method": "POST", "url": the endpoint, "body": {...}}."""
+    try:
+        found = decode(line)
+    except ApiError as error:
+        return {"custom_id": None, "error": error.message}
+    if not isinstance(found, dict):
+        found = {}
+    given = {"custom_id": found.get("custom_id")}
+    if not isinstance(found.get("body"), dict):
+        return given | {"error": 'the line must be an object with "custom_id", "method", "url" and "body"'}
+    if found.get("url") != endpoint:
+        return given | {"error": f"url is {found.get('url')!r:.80} but must be the endpoint of the batch, {endpoint}"}
+    return given | {"request": found["body"]}
 
 
 def _results(store: Store, record: Record) -> Iterator[dict[str, Any]]:

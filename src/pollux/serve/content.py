@@ -77,9 +77,9 @@ def _parts(server: Server, part: Part, role: str, where: str, calls: Sequence[Fu
     if part.text is not None:
         return [(role, content.Text(part.text))] if part.text else []
     if part.inline_data is not None:
-        return [(role, from_blob(part.inline_data, f"{where}.inlineData", part.video_metadata))]
+        return [(role, medium) for medium in from_blob(part.inline_data, f"{where}.inlineData", part.video_metadata)]
     if part.file_data is not None:
-        return [(role, from_file(server, part.file_data, f"{where}.fileData", owner, part.video_metadata))]
+        return [(role, medium) for medium in from_file(server, part.file_data, f"{where}.fileData", owner, part.video_metadata)]
     if part.function_call is not None:
         if not part.function_call.name:
             raise invalid(f"{where}.functionCall.name is missing")
@@ -105,9 +105,9 @@ def _response(
     for i, part in enumerate(response.parts):
         path = f"{where}.parts[{i}]"
         if part.inline_data is not None:
-            made.append(("tool", from_blob(part.inline_data, f"{path}.inlineData")))
+            made += [("tool", medium) for medium in from_blob(part.inline_data, f"{path}.inlineData")]
         elif part.file_data is not None:
-            made.append(("tool", from_file(server, part.file_data, f"{path}.fileData", owner)))
+            made += [("tool", medium) for medium in from_file(server, part.file_data, f"{path}.fileData", owner)]
     return made
 
 

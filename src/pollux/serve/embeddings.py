@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +21,6 @@ from pollux.serve.wire.embed import (
 )
 
 MOST = 1000  # of a batch
-_one_at_a_time = threading.Lock()  # each takes the memory of a prompt beside the engine's; threads that wait cost none
 
 
 def routes(server: Server) -> list[BaseRoute]:
@@ -57,6 +54,6 @@ def embed(server: Server, served: Served, asked: EmbedContentRequest, where: str
     if size is not None and not 1 <= size <= width:
         raise invalid(f"{where}outputDimensionality is {size} but must be between 1 and {width}, the width of the model")
     turns = read_content(server, asked.content, f"{where}content", owner)
-    with _one_at_a_time:
+    with served.beside:
         vector = served.model.embed(turns, served.input_limit)[:size]
     return ContentEmbedding(tuple(map(float, vector / max(float(np.linalg.norm(vector)), 1e-30))))

@@ -177,11 +177,12 @@ def check_unfinished(store: Store) -> Iterable[concurrent.futures.Future[None]]:
 
 def _kind(mime_type: str) -> str:
     kind = mime_type.partition("/")[0]
-    return kind if kind in ("image", "audio", "video") else ""
+    return "pdf" if mime_type == "application/pdf" else kind if kind in ("image", "audio", "video") else ""
 
 
 def _tried(path: Path, mime_type: str) -> dict[str, Any]:
-    """What is known of a medium after decoding it: a picture or sound as a whole, of a clip all packets, the first frame and the sound.
+    """What is known of a medium after decoding it: a picture or sound as a whole, of a clip all packets, the first frame and the sound,
+    of a PDF the list of its pages.
 
     Raises MediaError.
     """
@@ -190,6 +191,8 @@ def _tried(path: Path, mime_type: str) -> dict[str, Any]:
         media.decode_image(path)
     elif kind == "audio":
         media.decode_audio(path, None, _SOUND_RATE)
+    elif kind == "pdf":
+        media.pdf_pages(path)
     elif kind == "video":
         media.decode_video(path, 0, 1)
         media.decode_video_sound(path, _SOUND_RATE)

@@ -16,6 +16,7 @@ from pollux import content
 from pollux.generate.drawing import OneDrawing
 from pollux.generate.ending import Ending
 from pollux.generate.model import Model
+from pollux.generate.prompts import plain
 from pollux.generate.requests import Constraint, Request
 from pollux.generate.sampler import Sampling
 from pollux.serve import schema
@@ -30,6 +31,7 @@ from pollux.serve.wire.generate import GenerateContentRequest, GenerationConfig
 from pollux.tokens import sequence as tokens
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.interleave import count, encode_prompt
+from pollux.tokens.vocabulary import Vocabulary
 
 MAX_TEMPERATURE = 2.0
 MAX_LOGPROBS = 20  # alternatives for each token
@@ -70,10 +72,10 @@ def prepare(
     served: Served,
     asked: GenerateContentRequest,
     caller: Caller = Caller(),
-    running_text: str | None = None,
+    running: str | tuple[int, ...] | None = None,
     look_up: bool = True,
 ) -> Plan:
-    """running_text: what the model goes on with, in place of contents. look_up: let tools find something for it. Blocks.
+    """running: text or ids that the model goes on with, in place of contents. look_up: let tools find something for it. Blocks.
 
     Raises ApiError for what cannot be asked, ValueError for what the model cannot read.
     """
@@ -82,15 +84,15 @@ def prepare(
     arrived = time.monotonic()
     asked = unfold(server, served, asked, caller.owner)
     config = asked.generation_config
-    if not asked.contents and running_text is None:
+    if not asked.contents and running is None:
         raise invalid("contents are missing; give at least one content with a part")
     safety = read_settings(server.scorer, asked.safety_settings)
     modalities = _modalities(served.model, config)
     ignored: list[str] = []
     _check_search(asked)
     tools = open_tools(server.tools, asked.tools, caller.owner, ignored)
-    if running_text is not None:
-        turns = [content.Content("", (content.Text(running_text),))]
+    if running is not None:
+        turns = [content.Content("", (content.Text(running if isinstance(running, str) else words_of(served).decode(running)),))]
     else:
         turns = [
             *(read_system(server, asked.system_instruction, "systemInstruction", caller.owner) if asked.system_instruction else ()),
@@ -101,7 +103,7 @@ def prepare(
         variables["tools"] = functions
     ignored += ["generationConfig.speechConfig"] if config.speech_config is not None else []
     ignored += schema.not_kept(asked)
-    prompt = write_prompt(served, turns, config, variables)
+    prompt = write_ids(served, running) if isinstance(running, tuple) else write_prompt(served, turns, config, variables)
     prompt_tokens, found_tokens = count(prompt), dict[str, int]()
     verdict = safety.judge(_text(turns)) if safety.active else Verdict()
     if look_up and not verdict.blocked and (informed := tools.before(turns)) is not turns:
@@ -150,14 +152,32 @@ def write_prompt(
     served: Served, turns: list[content.Content], config: GenerationConfig = GenerationConfig(), variables: dict[str, Any] | None = None
 ) -> tokens.Sequence:
     """The sequence that the model goes on with; blocks. Raises ValueError for what it cannot read."""
-    model = served.model
-    if model.vocabulary is None:
-        raise ApiError(400, "FAILED_PRECONDITION", f"models/{served.name} has no tokenizer, so it reads no contents")
+    model, vocabulary = served.model, words_of(served)
     tokens_config = _resolved(model.tokens_config, config.media_resolution)
-    if model.vocabulary.template is not None:
+    if vocabulary.template is not None:
         turns = joined(turns)
+    if (media := sum(isinstance(part, content.Image) for turn in turns for part in turn.parts)) >= served.input_limit:
+        raise invalid(f"{media} pictures and pages are more than the {served.input_limit - 1} tokens that a prompt may have")
     turns = served.media.turns(turns, tokens_config, model.limits)
-    return encode_prompt(turns, model.vocabulary, tokens_config, model.codec, model.limits, variables)
+    return encode_prompt(turns, vocabulary, tokens_config, model.codec, model.limits, variables)
+
+
+def write_ids(served: Served, ids: tuple[int, ...]) -> tokens.Sequence:
+    """The sequence of running text that comes as ids; what every text begins with is put before them if they do not begin with it."""
+    before = beginning(served)
+    return plain(ids if ids[: len(before)] == before else (*before, *ids))
+
+
+def beginning(served: Served) -> tuple[int, ...]:
+    """The ids that every running text begins with."""
+    return tuple(write_prompt(served, [content.Content("", (content.Text(""),))]).ids.tolist())
+
+
+def words_of(served: Served) -> Vocabulary:
+    """Raises ApiError 400 for a model that reads no words."""
+    if served.model.vocabulary is None:
+        raise ApiError(400, "FAILED_PRECONDITION", f"models/{served.name} has no tokenizer, so it reads no contents")
+    return served.model.vocabulary
 
 
 def can_think(model: Model) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import fnmatch
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Served:
     version: str = "001"
     longest: int | None = None  # tokens of a prompt and its answer that the engine has room for; None: all that the model is meant for
     media: DecodedMedia = field(default_factory=DecodedMedia)
+    beside: threading.Lock = field(default_factory=threading.Lock)  # held while the model runs without its engine: one prompt's memory more
 
     @property
     def input_limit(self) -> int:

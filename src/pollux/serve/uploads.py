@@ -34,7 +34,7 @@ from pollux.serve.wire.message import parse, wire
 CHECK_SECONDS = 5.0  # that the answer to an upload waits for the check of its medium
 _PIECE = 1 << 20  # bytes written at a time
 _UNKNOWN_TYPES = ("", "none", "application/octet-stream")
-_MIME_TYPE = re.compile(r"(image|audio|video|text|application)/[a-z0-9][a-z0-9!#$&^_.+-]*")
+_MIME_TYPE = re.compile(r"(image|audio|video|text|application)/[a-z0-9][a-z0-9!#$&^_.+-]*|jsonl")  # so requests of batches are called
 _BOUNDARY = re.compile(r'boundary="?([^";]+)"?', re.IGNORECASE)
 _MAX_DISPLAY_NAME = 512
 

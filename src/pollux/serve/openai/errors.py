@@ -12,8 +12,8 @@ from starlette.types import Scope
 
 from pollux.serve.errors import ApiError, request_error
 
-_ROUTES = re.compile(r"/v1(beta|alpha)?/(openai/.*|chat/completions|completions|embeddings)")
-_MODELS = re.compile(r"/v1(beta|alpha)?/models(/[^:]*)?")
+_ROUTES = re.compile(r"/v1(beta|alpha)?/(openai/.*|chat/completions|completions|embeddings)|/tokenize|/detokenize|/tokenizer_info")
+_SHARED = re.compile(r"/v1(beta|alpha)?/(models|batches)(/[^:]*)?")
 _TYPES = {
     "UNAUTHENTICATED": "authentication_error",
     "PERMISSION_DENIED": "permission_error",
@@ -23,10 +23,10 @@ _TYPES = {
 
 
 def speaks_openai(scope: Scope) -> bool:
-    """Whether a request comes from a client of OpenAI's API. The path says so, or for models, which both have, how the key comes."""
+    """Whether a request comes from a client of OpenAI's API. The path says so, or for what both have, how the key comes."""
     if _ROUTES.fullmatch(scope["path"]):
         return True
-    return bool(_MODELS.fullmatch(scope["path"])) and "authorization" in Headers(scope=scope)
+    return bool(_SHARED.fullmatch(scope["path"])) and "authorization" in Headers(scope=scope)
 
 
 async def answer_error(request: Request, error: Exception) -> JSONResponse:

@@ -122,7 +122,7 @@ class ChatRequest:
 @dataclass(frozen=True)
 class CompletionRequest:
     model: str = ""
-    prompt: Any = None  # a text or a list of texts
+    prompt: Any = None  # a text, ids, or a list of these
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: int | None = None

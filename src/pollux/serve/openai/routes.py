@@ -1,11 +1,13 @@
-"""OpenAI's routes: chat completions, completions, embeddings and models, under every version of the API and under its /openai.
+"""OpenAI's routes: chat completions, completions, embeddings, models and batches, under every version of the API and under its /openai.
 
-GET /models is asked by clients of both APIs. Whoever sends a key as a bearer token gets OpenAI's answer, everybody else Gemini's.
+Models and batches are asked for by clients of both APIs. Whoever sends a key as a bearer token gets OpenAI's answer, everybody else the
+other one.
 """
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from pollux.serve.embeddings import MOST, embed
 from pollux.serve.errors import invalid
 from pollux.serve.generate import caller_of, unless_left
 from pollux.serve.models import listed
-from pollux.serve.openai import completions, errors
+from pollux.serve.openai import batches, completions, errors
 from pollux.serve.openai.asked import to_gemini
 from pollux.serve.openai.messages import ChatRequest, EmbeddingRequest
 from pollux.serve.openai.stream import find, streamed
@@ -49,19 +51,7 @@ def routes(server: Server) -> list[BaseRoute]:
 
     async def embeddings(request: Request) -> Response:
         asked = await read(EmbeddingRequest, request)
-        served = find(server, asked.model)
-        if asked.encoding_format not in ("", "float", "base64"):
-            raise invalid(f'encoding_format must be "float" or "base64", not {asked.encoding_format!r:.40}')
-        owner = caller_of(request).owner
-        data, read_tokens = [], 0
-        for i, text in enumerate(_texts(asked.input)):
-            one = EmbedContentRequest(content=Content((Part(text=text),)), output_dimensionality=asked.dimensions)
-            vector = (await server.run(embed, server, served, one, f"input[{i}]: ", owner)).values
-            shown: Any = _packed(vector) if asked.encoding_format == "base64" else vector
-            data.append({"object": "embedding", "index": i, "embedding": shown})
-            read_tokens += await server.run(_count, served, text)
-        used = {"prompt_tokens": read_tokens, "total_tokens": read_tokens}
-        return JSONResponse({"object": "list", "data": data, "model": asked.model, "usage": used})
+        return JSONResponse(await embedded(server, asked, caller_of(request).owner, server.run))
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_described(server, name) for name in listed(server)]})
@@ -76,8 +66,31 @@ def routes(server: Server) -> list[BaseRoute]:
         Route("/completions", completions.endpoint(server), methods=["POST"]),
         Route("/embeddings", embeddings, methods=["POST"]),
     ]
-    shared: list[BaseRoute] = [_ForOpenAI("/models", models), _ForOpenAI("/models/{model:path}", model)]
+    of_batches = batches.Batches(server)
+    shared: list[BaseRoute] = [
+        *(_ForOpenAI("/models", models), _ForOpenAI("/models/{model:path}", model)),
+        _ForOpenAI("/batches", of_batches.create, methods=["POST"]),
+        _ForOpenAI("/batches", of_batches.get_all),
+        _ForOpenAI("/batches/{batch:path}/cancel", of_batches.cancel, methods=["POST"]),
+        _ForOpenAI("/batches/{batch:path}", of_batches.get),
+    ]
     return [*own, *shared, Mount("/openai", Router([*own, *shared], redirect_slashes=False))]
+
+
+async def embedded(server: Server, asked: EmbeddingRequest, owner: str, run: Callable[..., Awaitable[Any]]) -> dict[str, Any]:
+    """The answer to a request of embeddings. run: calls what blocks on a thread. Raises ApiError."""
+    served = find(server, asked.model)
+    if asked.encoding_format not in ("", "float", "base64"):
+        raise invalid(f'encoding_format must be "float" or "base64", not {asked.encoding_format!r:.40}')
+    data, read_tokens = [], 0
+    for i, text in enumerate(_texts(asked.input)):
+        one = EmbedContentRequest(content=Content((Part(text=text),)), output_dimensionality=asked.dimensions)
+        vector = (await run(embed, server, served, one, f"input[{i}]: ", owner)).values
+        shown: Any = _packed(vector) if asked.encoding_format == "base64" else vector
+        data.append({"object": "embedding", "index": i, "embedding": shown})
+        read_tokens += await run(_count, served, text)
+    used = {"prompt_tokens": read_tokens, "total_tokens": read_tokens}
+    return {"object": "list", "data": data, "model": asked.model, "usage": used}
 
 
 class _ForOpenAI(Route):

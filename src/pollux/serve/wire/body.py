@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from pollux.serve.errors import ApiError, invalid
+from pollux.serve.wire import relaxed
 from pollux.serve.wire.message import parse
 
 M = TypeVar("M")
@@ -44,16 +45,32 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def decode(body: bytes) -> Any:
-    """JSON of a request; an empty body is an empty object. Raises ApiError 400 for what is no JSON, is nested too deeply or holds half a
-    character."""
+    """JSON of a request, also as people write it (relaxed.py); an empty body is an empty object.
+
+    Raises ApiError 400 for what is no JSON, is nested too deeply or holds half a character.
+    """
     if not body.strip():
         return {}
     try:
-        data = json.loads(body.decode(), parse_constant=_no_constant)
+        text = body.decode()
+        try:
+            data = json.loads(text, parse_constant=_no_constant)
+        except ValueError as error:
+            data = _relaxed(text, error)
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {str(error) or 'it is nested too deeply'}") from error
     _check(data, "", MAX_DEPTH, bool(_SURROGATE.search(body)))
     return data
+
+
+def _relaxed(text: str, error: ValueError) -> Any:
+    """Raises the error that strict JSON ended with if the text is no relaxed JSON either: people look for the first thing that is wrong."""
+    if len(text) > relaxed.MOST:
+        raise error
+    try:
+        return relaxed.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        raise error from None
 
 
 def _no_constant(name: str) -> Any:
