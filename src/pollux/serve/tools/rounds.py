@@ -80,7 +80,7 @@ class Rounds:
         try:
             async with whole:
                 await begun.wait()
-                async with asyncio.timeout_at(min(end, loop.time() + tool.seconds + GRACE)):
+                async with asyncio.timeout(tool.seconds + GRACE):
                     outcome = await running
         except TimeoutError as error:
             if whole.expired():
