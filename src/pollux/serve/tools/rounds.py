@@ -76,13 +76,14 @@ class Rounds:
 
         end = loop.time() + left
         running = asyncio.ensure_future(self._server.run_tool(work))
+        whole = asyncio.timeout_at(end)
         try:
-            async with asyncio.timeout_at(end):
+            async with whole:
                 await begun.wait()
-                async with asyncio.timeout_at(min(end, loop.time() + tool.seconds + GRACE)):
+                async with asyncio.timeout(tool.seconds + GRACE):
                     outcome = await running
         except TimeoutError as error:
-            if loop.time() >= end:
+            if whole.expired():
                 raise DeadlineExceeded("the request was not answered in time: a tool of the server was still at work") from error
             outcome = Outcome({"error": f"no result after {tool.seconds:g} seconds"})
         finally:
