@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pollux.commands.settings import data_folder
+from pollux.commands.settings import DATABASE, data_folder
 from pollux.compilation import use_compilation_cache
 from pollux.generate.capacity import SPARE, cache_tokens
 from pollux.generate.engine import Engine
@@ -65,6 +65,8 @@ class Options:
     """Folder for files, caches, batches, keys and certificates, by default $POLLUX_DATA or ~/.local/share/pollux."""
     objects: str = ""
     """URL of an object store for uploaded files, such as s3://bucket/folder with s3fs installed, instead of the folder."""
+    database: str = DATABASE
+    """URL of a database that several servers share, such as postgresql://user@host/name, by default $POLLUX_DATABASE; needs --objects."""
     draft: str | None = None
     """Folder of a smaller model with the same vocabulary, or "lookup": the same answers from fewer passes of a large model."""
     kv_cache_dtype: CacheDtype | None = None
@@ -108,6 +110,10 @@ class Options:
 
     def check(self) -> None:
         """Raises ValueError for flags that do not go together."""
+        if self.database and not self.objects:
+            raise ValueError(
+                "--database needs --objects, for servers that share it need each other's files; a shared folder is file:///folder"
+            )
         if self.require_keys and self.no_keys:
             raise ValueError("--require-keys and --no-keys exclude each other")
         if (self.certificate is None) != (self.certificate_key is None):
@@ -160,10 +166,10 @@ def serve(options: Options) -> None:
     logs.configure()
     rules, data = options.rules(), options.data or data_folder()
     scorer = Blocklist.load(options.blocklist) if options.blocklist else None
-    store = Store(data, objects=options.objects)
+    store = Store(data, objects=options.objects, database=options.database)
     try:
         if rules.keys_required and not Keys(store.records).all():
-            where = f" --data {options.data}" if options.data else ""
+            where = " --database URL" if options.database else f" --data {options.data}" if options.data else ""
             raise ValueError(
                 f"{options.host} needs keys, and there is none yet: make one with `pollux keys add NAME{where}`, or give --no-keys"
             )

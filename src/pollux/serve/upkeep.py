@@ -14,6 +14,7 @@ from pollux.serve.server import Server
 log = logging.getLogger("pollux.serve")
 
 SWEEP_SECONDS = 60.0
+ABANDONED_SECONDS = 600.0  # after which a file that is not checked yet is checked again: the server that had it may be gone
 
 
 class Upkeep:
@@ -60,13 +61,13 @@ class Upkeep:
 
     async def _sweep(self) -> None:
         """Once at the start and then every minute."""
-        unfinished = True
+        seconds = 0.0
         while True:
             try:
-                if unfinished:
+                if not seconds:
                     await asyncio.to_thread(uploads.forget_broken, self._server)
-                    await asyncio.to_thread(files.check_unfinished, self._server.store)
-                    unfinished = False
+                await asyncio.to_thread(files.check_unfinished, self._server.store, seconds)
+                seconds = ABANDONED_SECONDS
                 await asyncio.to_thread(self._server.store.sweep)
                 await asyncio.to_thread(caches.release_ended, self._server)
             except Exception:

@@ -23,9 +23,9 @@ from starlette.routing import BaseRoute, Route
 
 from pollux import media
 from pollux.serve import files
-from pollux.serve.errors import ApiError, invalid
+from pollux.serve.errors import ApiError, disk_full, invalid
 from pollux.serve.listing import owner_of, store_of
-from pollux.serve.records import Record, Taken, disk_full
+from pollux.serve.records import Record, Taken
 from pollux.serve.server import VERSIONS, Server, Settings
 from pollux.serve.store import Store, new_id
 from pollux.serve.wire.body import decode, read_body
@@ -323,9 +323,16 @@ class _Writer:
 
 
 def _living(store: Store, name: str) -> Record:
+    """An upload that this server can go on with."""
     record = store.records.get("upload", name)
     if record is None:
         raise _gone()
+    if record.data["file"] is None and not store.part(name).exists():
+        message = (
+            "this upload was begun at another server of the same name, which has its bytes; whatever spreads requests over"
+            " the servers must send all of one client to the same"
+        )
+        raise ApiError(421, "FAILED_PRECONDITION", message, "UPLOAD_ELSEWHERE")
     return record
 
 
