@@ -39,7 +39,7 @@ def until(condition) -> None:
     raise AssertionError("it has not happened in 30 seconds")
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     url: str
     server: Server
@@ -49,10 +49,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, objects="") -> Iterator[Running]:
-    """A server in this process; wrap: what stands before its application; objects: URL of an object store."""
+def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, **shared) -> Iterator[Running]:
+    """A server in this process; wrap: what stands before its application; shared: what Store knows of other servers."""
     clock = Clock()
-    store = Store(folder, clock, objects)
+    store = Store(folder, clock, **shared)
     server = Server(models or {}, store=store, settings=settings)
     app = create_app(server)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -70,9 +70,9 @@ def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, obje
 
 
 @contextlib.contextmanager
-def program(folder, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server in a process of its own, and its address; killed at the end if it still lives."""
-    process = subprocess.Popen([*options, sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, text=True)
+def program(folder, *options: str, file: str = __file__, arguments=()) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A server in a process of its own, and its address; killed at the end if it still lives. options: what stands before Python."""
+    process = subprocess.Popen([*options, sys.executable, file, str(folder), *arguments], stdout=subprocess.PIPE, text=True)
     try:
         yield process, process.stdout.readline().strip()
     finally:
