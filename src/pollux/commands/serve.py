@@ -75,6 +75,12 @@ class Options:
     """Most answers that are written at the same time."""
     cache_tokens: int | None = EngineSettings.cache_tokens
     """Tokens of all conversations together that the cache has room for, by default what fits into a share of the free memory."""
+    spill: Path | None = None
+    """Folder for what the cache has no room for, and for cached contents, so that it need not be read again, not after a restart either."""
+    spill_bytes: int = EngineSettings.spill_bytes
+    """Most bytes of that folder."""
+    spill_memory: int = EngineSettings.spill_memory
+    """Bytes of host memory for the same, which is faster; of use where the cache is in the memory of an accelerator."""
     cold: Flag = False
     """Take requests before the programs that they need are compiled; the first ones wait for that."""
     timeout: float = Settings.timeout
@@ -229,7 +235,16 @@ class _Start:
             progress.update(task, description="compiling", completed=0)
             tokens = options.cache_tokens or cache_tokens(model, options.max_rows)
             longest = min(model.config.longest, tokens - SPARE)
-            self.engine = model.engine(EngineSettings(max_rows=options.max_rows, cache_tokens=tokens, longest=longest))
+            self.engine = model.engine(
+                EngineSettings(
+                    max_rows=options.max_rows,
+                    cache_tokens=tokens,
+                    longest=longest,
+                    spill=options.spill,
+                    spill_bytes=options.spill_bytes,
+                    spill_memory=options.spill_memory,
+                )
+            )
             if not options.cold:
                 self.engine.warm(lambda done, number: progress.update(task, completed=done / number))
             self.engine.start()

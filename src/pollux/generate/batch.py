@@ -127,7 +127,8 @@ class Batch:
 
     def programs(self) -> list[Callable[[], None]]:
         """What compiles the programs that requests need most."""
-        return self.dispatcher.programs(self._settings.max_rows, self._settings.longest or self._room)
+        programs = self.dispatcher.programs(self._settings.max_rows, self._settings.longest or self._room)
+        return [*programs, self.dispatcher.memory.warm_spill]
 
     # Rows come and go.
 
@@ -263,6 +264,7 @@ class Batch:
         if self.dispatcher.draft is not None:
             did += self._read(self.dispatcher.draft, [(row.draft, row.number) for row in self.rows if row.draft])
         for holding in [holding for holding in self._holdings if holding.error is not None or not holding.reading.unfinished]:
+            self.dispatcher.memory.keep(holding.reading)
             self.dispatcher.memory.wait()
             self._holdings.remove(holding)
             holding.ended.set()

@@ -41,6 +41,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.mysql import LONGTEXT, VARCHAR
+from sqlalchemy.types import TypeEngine
 
 from pollux.serve.databases import Database
 from pollux.serve.errors import ApiError, disk_full
@@ -53,7 +54,7 @@ _KEEP: Any = object()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _number = BigInteger().with_variant(Integer(), "sqlite")
-_seconds = Double().with_variant(REAL(), "sqlite")
+_seconds: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 _word = (  # names are equal and in order by their bytes
     String(LONGEST_NAME, collation="C")
     .with_variant(Text(), "sqlite")
@@ -300,8 +301,9 @@ class Records:
 
 
 def _of(row: Row) -> Record:
-    *values, data = row
-    return Record(*values, json.loads(data))
+    values = list(row)
+    values[-1] = json.loads(values[-1])
+    return Record(*values)
 
 
 def _record(values: Mapping[str, Any]) -> Record:
