@@ -25,9 +25,10 @@ class Clock:
 
     def __init__(self):
         self.ahead = 0.0
+        self.frozen: float | None = None  # the time, if it stands still
 
     def __call__(self) -> float:
-        return time.time() + self.ahead
+        return time.time() + self.ahead if self.frozen is None else self.frozen
 
 
 def until(condition) -> None:

@@ -1,5 +1,6 @@
 """Several servers with one database and one object store: what one of them keeps, the others find; what one leaves undone, they do."""
 
+import contextlib
 import functools
 import io
 import re
@@ -12,12 +13,14 @@ from google import genai
 from google.genai import types
 from small_model import running as engine_of
 from small_model import small_model
-from stored_server import program, serving, until
+from stored_server import Clock, program, serving, until
 from test_batches import TEXTS, create, ended, inline, request, responses, texts
 from watched_engine import WatchedEngine
 
+from pollux.serve.allowances import Allowances
 from pollux.serve.errors import ApiError
 from pollux.serve.keys import Keys
+from pollux.serve.limits import LimitExceeded, Limits
 from pollux.serve.live import tokens
 from pollux.serve.server import Served
 from pollux.serve.store import Store
@@ -104,6 +107,43 @@ def test_a_key_and_a_token_count_for_all_servers(pair):
     assert tokens.admit(other.server, name).owner == "me"
     with pytest.raises(ApiError, match="was used as often"):
         tokens.admit(one.server, name)
+
+
+def test_allowances_are_counted_together_and_refill_as_at_one_server(shared, tmp_path):
+    clock = Clock()
+    clock.frozen = clock()
+    stores = [Store(tmp_path / str(i), clock, **shared) for i in range(2)]
+    limits = [Limits(clock) for _ in stores]
+    servers = [Allowances(limit, store.records) for limit, store in zip(limits, stores, strict=True)]
+
+    def admitted(which: int, number: int) -> int:
+        done = 0
+        for _ in range(number):
+            with contextlib.suppress(LimitExceeded):
+                limits[which].admit("me", 60, 1000)
+                done += 1
+        return done
+
+    def exchange():
+        for server in (*servers, servers[0]):
+            server.exchange()
+
+    assert admitted(0, 40) == 40 and admitted(1, 10) == 10
+    limits[0].charge("me", 300)
+    limits[1].charge("me", 300)
+    exchange()
+    assert admitted(1, 20) == admitted(0, 20) == 10  # before they hear of each other again
+    exchange()
+    assert admitted(0, 5) == admitted(1, 5) == 0
+    clock.frozen += 40
+    exchange()
+    assert admitted(1, 60) == 60 - (70 - 40)  # both together had used 70
+    limits[1].charge("me", 1100)
+    exchange()
+    with pytest.raises(LimitExceeded, match="1000 tokens a minute"):
+        limits[0].check_tokens("me")
+    for store in stores:
+        store.close()
 
 
 def test_an_interaction_goes_on_at_any_server_and_is_followed_and_cancelled_from_the_other(pair):

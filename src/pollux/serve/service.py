@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from pollux.generate.model import Model
 from pollux.serve.access import Access, Rules
+from pollux.serve.allowances import EXCHANGE_SECONDS, Allowances
 from pollux.serve.app import create_app
 from pollux.serve.gate import Gate
 from pollux.serve.keys import Keys
@@ -39,6 +40,8 @@ class Service:
         served = Served(name, model, MeasuredEngine(engine, name, self.metrics, self.limits), longest=longest)
         self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer)
         app = create_app(self.server)
+        if self.store.shared:
+            app.state.upkeep.also(EXCHANGE_SECONDS, Allowances(self.limits, self.store.records).exchange)
         counted = MetricsPage(BodyTimeout(app), self.metrics)
         self.gate.open(Access(counted, self.rules, Keys(self.store.records), self.limits), app)
 

@@ -53,7 +53,7 @@ class Store:
     ):
         if database and not objects:
             raise ValueError("servers that share a database need an object store for their files too; a shared folder is file:///folder")
-        self.folder, self.clock = Path(folder), clock
+        self.folder, self.clock, self.shared = Path(folder), clock, bool(database)
         media, self._uploads = self.folder / "media", self.folder / "uploads"
         for part in (self.folder, media, self._uploads):
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
