@@ -96,7 +96,7 @@ class Memory:
     def lease(self, reading: Reading) -> int:
         """Give a reading the pages that it need not fill again; returns their tokens."""
         reusable = [] if self.crosses else reading.names[: reading.wanted // PAGE]
-        if self._shelf is not None and (after := self._shelf.fetch(lambda: self.cache, self.ledger, reusable, reading.open_pages)):
+        if self._shelf is not None and (after := self._shelf.fetch(self.cache, self.ledger, reusable, reading.open_pages)):
             self.cache = after
         found = self.ledger.matched(reusable, reading.open_pages)
         reading.lease, reading.filled = self.ledger.lease(reading.names[:found]), found * PAGE

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -38,11 +38,13 @@ class Shelf:
         """Keep pages of a kind, before anything else is written on them. wait: for room, where others are left out."""
         new = [(page, stored) for page, name in zip(pages, names, strict=True) if (stored := self._stored(kind, name)) not in self._spill]
         for start in range(0, len(new), GROUP):
+            if self._spill.is_full and not wait:
+                return
             group = new[start : start + GROUP]
             arrays = _Group(_taken(cache, kind, _padded([page for page, _ in group])))
             self._spill.put([stored for _, stored in group], [functools.partial(arrays.page, i) for i in range(len(group))], wait)
 
-    def fetch(self, cache: Callable[[], Cache], ledger: Ledger, names: Sequence[bytes], open_at: Iterable[int] = ()) -> Cache | None:
+    def fetch(self, cache: Cache, ledger: Ledger, names: Sequence[bytes], open_at: Iterable[int] = ()) -> Cache | None:
         """Bring back pages of a prompt whose full pages have these names, where that lets it begin later; the cache with them, None if
         there is nothing to bring."""
         open_at = set(open_at)
@@ -51,8 +53,10 @@ class Shelf:
             if number <= here:
                 return None
             wanted = [(kind, names[i]) for kind, i in ledger.needed(number)]
+            if any(sum(k == kind for k, _ in wanted) > pool.available for kind, pool in ledger.pools.items()):
+                return None
             missing = [(kind, name) for kind, name in wanted if ledger.pools[kind].find(name) is None]
-            found = {one: data for one in missing if (data := self._get(cache(), *one)) is not None}
+            found = {one: data for one in missing if (data := self._get(cache, *one)) is not None}
             if len(found) == len(missing):
                 break
         held = [(kind, ledger.pools[kind].share(page)) for kind, name in wanted if (page := ledger.pools[kind].find(name)) is not None]
@@ -61,7 +65,7 @@ class Shelf:
             for kind, name in missing:
                 taken.append((kind, ledger.pools[kind].take(), name))
             ledger.tell_evicted()
-            after = self._written(cache(), taken, found)
+            after = self._written(cache, taken, found)
             for kind, page, name in taken:
                 ledger.pools[kind].name(page, name)
             return after

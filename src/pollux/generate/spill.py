@@ -49,15 +49,20 @@ class Spill:
         with self._lock:
             return name in self._memory or name in self._pending or name in self._files
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to be written that no more is taken now."""
+        return len(self._queue) >= _MOST_PENDING
+
     def put(self, names: Sequence[str], data: Sequence[Callable[[], bytes]], wait: bool = False) -> None:
         """Keep some bytes, unless more than can be written are waiting already. data: each is called later, on another thread. wait: until
         there is room."""
         if wait:
             with self._work:
-                self._work.wait_for(lambda: len(self._queue) < _MOST_PENDING)
+                self._work.wait_for(lambda: not self.is_full)
         with self._lock:
             new = {name: one for name, one in zip(names, data, strict=True) if name not in self._files and name not in self._pending}
-            if self._closing or not new or len(self._queue) >= _MOST_PENDING:
+            if self._closing or not new or self.is_full:
                 return
             self._pending |= new
             self._queue.append(list(new))
