@@ -127,8 +127,7 @@ class Batch:
 
     def programs(self) -> list[Callable[[], None]]:
         """What compiles the programs that requests need most."""
-        programs = self.dispatcher.programs(self._settings.max_rows, self._settings.longest or self._room)
-        return [*programs, self.dispatcher.memory.warm_spill]
+        return self.dispatcher.programs(self._settings.max_rows, self._settings.longest or self._room)
 
     # Rows come and go.
 

@@ -250,10 +250,10 @@ class Uploads:
 
 
 def forget_broken(server: Server) -> None:
-    """Take away what the last end of the server left of uploads in one request, of which no client knows the name; blocks."""
+    """Take away what the last end of this server left of uploads in one request, of which no client knows the name; blocks."""
     store = store_of(server)
     for record in store.records.all("upload"):
-        if record.data.get("atOnce") and record.created < server.started:
+        if record.data.get("atOnce") and record.created < server.started and store.part(record.name).exists():
             store.delete(record)
             store.discard(record.name)
 
