@@ -1,6 +1,23 @@
-"""Makes the modules beside these tests importable."""
+"""Makes the modules beside these tests importable, and gives them databases."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def database_servers():
+    from database_servers import Servers
+
+    servers = Servers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database(request, tmp_path, database_servers):
+    """The place of an empty database of each kind: a file, or the URL of a server that the tests have started."""
+    return str(tmp_path / "a.sqlite") if request.param == "sqlite" else database_servers.url(request.param)

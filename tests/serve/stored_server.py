@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from pollux.serve.app import create_app
+from pollux.serve.leases import LEASE_SECONDS
 from pollux.serve.server import Served, Server, Settings
 from pollux.serve.store import Store
 from pollux.serve.upkeep import Upkeep
@@ -25,9 +26,10 @@ class Clock:
 
     def __init__(self):
         self.ahead = 0.0
+        self.frozen: float | None = None  # the time, if it stands still
 
     def __call__(self) -> float:
-        return time.time() + self.ahead
+        return time.time() + self.ahead if self.frozen is None else self.frozen
 
 
 def until(condition) -> None:
@@ -39,7 +41,7 @@ def until(condition) -> None:
     raise AssertionError("it has not happened in 30 seconds")
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     url: str
     server: Server
@@ -49,10 +51,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, objects="", **parts) -> Iterator[Running]:
-    """A server in this process; wrap: what stands before its application; objects: URL of an object store; parts: others of Server."""
+def serving(
+    folder, models=None, settings=Settings(), wrap=lambda app: app, objects="", database="", lease=LEASE_SECONDS, **parts
+) -> Iterator[Running]:
+    """A server in this process; wrap: what stands before its application; objects, database, lease: what Store knows of other servers;
+    parts: others of Server."""
     clock = Clock()
-    store = Store(folder, clock, objects)
+    store = Store(folder, clock, objects, database, lease)
     server = Server(models or {}, store=store, settings=settings, **parts)
     app = create_app(server)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -70,10 +75,9 @@ def serving(folder, models=None, settings=Settings(), wrap=lambda app: app, obje
 
 
 @contextlib.contextmanager
-def program(folder, *options: str, model: bool = False) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server in a process of its own, and its address; killed at the end if it still lives. model: with the small one, which embeds."""
-    arguments = [str(folder), *(["model"] if model else [])]
-    process = subprocess.Popen([*options, sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
+def program(folder, *options: str, file: str = __file__, arguments=()) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A server in a process of its own, and its address; killed at the end if it still lives. options: what stands before Python."""
+    process = subprocess.Popen([*options, sys.executable, file, str(folder), *arguments], stdout=subprocess.PIPE, text=True)
     try:
         yield process, process.stdout.readline().strip()
     finally:

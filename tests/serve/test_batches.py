@@ -15,7 +15,7 @@ from watched_engine import WatchedEngine
 
 from pollux.media import encode_image
 from pollux.serve import batch_work, batches
-from pollux.serve.records import disk_full
+from pollux.serve.errors import disk_full
 from pollux.serve.server import Served, Settings
 
 TEXTS = ("a big red circle", "the small blue star", "what colour is it?")

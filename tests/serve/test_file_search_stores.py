@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from google import genai
-from google.genai import types
+from google.genai import errors, types
 from pdf_file import pdf_file
 from small_model import small_model
 from stored_server import program, serving, until
@@ -255,7 +255,7 @@ def test_stores_of_another_key_are_not_there(tmp_path):
 def test_an_import_that_was_killed_is_done_again(tmp_path):
     text = "\n\n".join(f"Paragraph {i} speaks of word{i}." for i in range(400)).encode()
     config = {"mime_type": "text/plain", "chunking_config": {"white_space_config": {"max_tokens_per_chunk": 5, "max_overlap_tokens": 0}}}
-    with program(tmp_path, model=True) as (process, url):
+    with program(tmp_path, arguments=["model"]) as (process, url):
         client = client_of(url)
         store = client.file_search_stores.create()
         first = upload(client, store, b"This one was complete before.")
@@ -302,3 +302,10 @@ def test_a_document_deleted_during_its_import_stays_away(client, running, store)
     assert [one.found.chunk.text for one in passages(running, store, "paragraph")] == ["afterwards"]
     with pytest.raises(genai.errors.ClientError, match="404 NOT_FOUND"):
         client.operations.get(operation)
+
+
+def test_servers_that_share_a_database_have_no_stores(tmp_path):
+    shared = {"objects": f"file://{tmp_path}/objects", "database": f"sqlite:///{tmp_path}/shared.sqlite"}
+    with serving(tmp_path / "here", MODELS, **shared) as running:
+        with pytest.raises(errors.ClientError, match="share a database"):
+            client_of(running.url).file_search_stores.create()

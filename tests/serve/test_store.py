@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from stored_server import Clock, program, serving, until
 
-from pollux.serve.errors import ApiError
-from pollux.serve.records import Records, Taken, disk_full, space
+from pollux.serve.errors import ApiError, disk_full
+from pollux.serve.records import Records, Taken, space
 from pollux.serve.store import Store, new_id
 
 MEGABYTE = 1 << 20
@@ -165,7 +165,7 @@ def test_a_database_that_cannot_grow_says_so_and_is_whole_afterwards(tmp_path):
     code = f"""
 import resource, signal
 from pollux.serve.records import Records
-from pollux.serve.errors import ApiError
+from pollux.serve.errors import ApiError, disk_full
 records = Records({str(tmp_path / "a.sqlite")!r})
 records.add("kind", "before", {{}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))

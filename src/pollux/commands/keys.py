@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from pollux.commands.settings import data_folder
+from pollux.commands.settings import DATABASE, data_folder
 from pollux.serve.keys import Keys
 from pollux.serve.records import Records
 
@@ -18,6 +18,7 @@ def add(
     name: tyro.conf.Positional[str],
     /,
     data: Path | None = None,
+    database: str = DATABASE,
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
 ) -> None:
@@ -28,20 +29,22 @@ def add(
     Args:
         name: Whom or what the key is for; files, caches and batches belong to that name.
         data: Data folder of the server, by default $POLLUX_DATA or ~/.local/share/pollux.
+        database: URL of the server's database if it has one, by default $POLLUX_DATABASE.
         requests_per_minute: Most requests a minute; otherwise the server's own limit holds.
         tokens_per_minute: Most tokens a minute, read and written; otherwise the server's own limit holds.
     """
-    with _keys(data) as keys:
+    with _keys(data, database) as keys:
         print(keys.add(name, requests_per_minute, tokens_per_minute))
 
 
-def list_keys(data: Path | None = None) -> None:
+def list_keys(data: Path | None = None, database: str = DATABASE) -> None:
     """List the names, dates and limits of all keys.
 
     Args:
         data: Data folder of the server, by default $POLLUX_DATA or ~/.local/share/pollux.
+        database: URL of the server's database if it has one, by default $POLLUX_DATABASE.
     """
-    with _keys(data) as keys:
+    with _keys(data, database) as keys:
         for key in keys.all():
             made = datetime.datetime.fromtimestamp(key.created).isoformat(" ", "minutes")
             per_minute = {"requests": key.requests_per_minute, "tokens": key.tokens_per_minute}
@@ -49,22 +52,25 @@ def list_keys(data: Path | None = None) -> None:
             print(f"{key.name:<24} {made}  {', '.join(limits)}".rstrip())
 
 
-def remove(name: tyro.conf.Positional[str], /, data: Path | None = None) -> None:
+def remove(name: tyro.conf.Positional[str], /, data: Path | None = None, database: str = DATABASE) -> None:
     """Forget a key; requests with it are refused from now on.
 
     Args:
         name: The name it was made with.
         data: Data folder of the server, by default $POLLUX_DATA or ~/.local/share/pollux.
+        database: URL of the server's database if it has one, by default $POLLUX_DATABASE.
     """
-    with _keys(data) as keys:
+    with _keys(data, database) as keys:
         keys.remove(name)
 
 
 @contextlib.contextmanager
-def _keys(data: Path | None) -> Iterator[Keys]:
-    folder = data or data_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    records = Records(folder / "pollux.sqlite")  # a Store would want the folder to itself, which a running server has
+def _keys(data: Path | None, database: str) -> Iterator[Keys]:
+    if not database:
+        folder = data or data_folder()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        database = str(folder / "pollux.sqlite")
+    records = Records(database)  # a Store would want the folder to itself, which a running server has
     try:
         yield Keys(records)
     finally:

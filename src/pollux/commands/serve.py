@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pollux.commands.settings import data_folder
+from pollux.commands.settings import DATABASE, data_folder
 from pollux.compilation import use_compilation_cache
 from pollux.generate.capacity import SPARE, cache_tokens
 from pollux.generate.engine import Engine
@@ -70,6 +70,8 @@ class Options:
     """Folder for files, caches, batches, keys and certificates, by default $POLLUX_DATA or ~/.local/share/pollux."""
     objects: str = ""
     """URL of an object store for uploaded files, such as s3://bucket/folder with s3fs installed, instead of the folder."""
+    database: str = DATABASE
+    """URL of a database that several servers share, such as postgresql://user@host/name, by default $POLLUX_DATABASE; needs --objects."""
     draft: str | None = None
     """Folder of a smaller model with the same vocabulary, or "lookup": the same answers from fewer passes of a large model."""
     kv_cache_dtype: CacheDtype | None = None
@@ -78,6 +80,12 @@ class Options:
     """Most answers that are written at the same time."""
     cache_tokens: int | None = EngineSettings.cache_tokens
     """Tokens of all conversations together that the cache has room for, by default what fits into a share of the free memory."""
+    spill: Path | None = None
+    """Folder for what the cache has no room for, and for cached contents, so that it need not be read again, not after a restart either."""
+    spill_bytes: int = EngineSettings.spill_bytes
+    """Most bytes of that folder."""
+    spill_memory: int = EngineSettings.spill_memory
+    """Bytes of host memory for the same, which is faster; of use where the cache is in the memory of an accelerator."""
     cold: Flag = False
     """Take requests before the programs that they need are compiled; the first ones wait for that."""
     timeout: float = Settings.timeout
@@ -123,6 +131,10 @@ class Options:
 
     def check(self) -> None:
         """Raises ValueError for flags that do not go together."""
+        if self.database and not self.objects:
+            raise ValueError(
+                "--database needs --objects, for servers that share it need each other's files; a shared folder is file:///folder"
+            )
         if self.require_keys and self.no_keys:
             raise ValueError("--require-keys and --no-keys exclude each other")
         if (self.certificate is None) != (self.certificate_key is None):
@@ -192,10 +204,10 @@ def serve(options: Options) -> None:
     rules, data = options.rules(), options.data or data_folder()
     scorer = Blocklist.load(options.blocklist) if options.blocklist else None
     tools = options.tools(data)
-    store = Store(data, objects=options.objects)
+    store = Store(data, objects=options.objects, database=options.database)
     try:
         if rules.keys_required and not Keys(store.records).all():
-            where = f" --data {options.data}" if options.data else ""
+            where = " --database URL" if options.database else f" --data {options.data}" if options.data else ""
             raise ValueError(
                 f"{options.host} needs keys, and there is none yet: make one with `pollux keys add NAME{where}`, or give --no-keys"
             )
@@ -256,7 +268,16 @@ class _Start:
             progress.update(task, description="compiling", completed=0)
             tokens = options.cache_tokens or cache_tokens(model, options.max_rows)
             longest = min(model.config.longest, tokens - SPARE)
-            self.engine = model.engine(EngineSettings(max_rows=options.max_rows, cache_tokens=tokens, longest=longest))
+            self.engine = model.engine(
+                EngineSettings(
+                    max_rows=options.max_rows,
+                    cache_tokens=tokens,
+                    longest=longest,
+                    spill=options.spill,
+                    spill_bytes=options.spill_bytes,
+                    spill_memory=options.spill_memory,
+                )
+            )
             if not options.cold:
                 self.engine.warm(lambda done, number: progress.update(task, completed=done / number))
             _settle()

@@ -39,6 +39,7 @@ class Settings:
 
 
 SamplingFlags = Annotated[Settings, tyro.conf.arg(name="")]
+DATABASE = os.environ.get("POLLUX_DATABASE", "")  # a URL, which may have a password in it that command lines show to others
 
 
 def data_folder() -> Path:

@@ -263,6 +263,7 @@ class Batch:
         if self.dispatcher.draft is not None:
             did += self._read(self.dispatcher.draft, [(row.draft, row.number) for row in self.rows if row.draft])
         for holding in [holding for holding in self._holdings if holding.error is not None or not holding.reading.unfinished]:
+            self.dispatcher.memory.keep(holding.reading)
             self.dispatcher.memory.wait()
             self._holdings.remove(holding)
             holding.ended.set()

@@ -84,7 +84,7 @@ class Dispatcher:
         for slots in self.memory.all_widths(longest):
             made += [functools.partial(self.memory.warm, shape, slots) for shape in self.memory.shapes()]
             made += [functools.partial(self.warm, size, slots) for size in sizes]
-        return made
+        return [*made, self.memory.warm_spill]
 
     def warm(self, size: int, slots: int) -> None:
         """Compile the programs of so many plain rows with so many tokens: for those that begin, go on or join."""

@@ -20,11 +20,13 @@ from pollux.generate.batch import Batch
 from pollux.generate.dispatch import Dispatcher
 from pollux.generate.drafter import Drafter, DraftModel
 from pollux.generate.grammar import grammar
-from pollux.generate.memory import Memory
+from pollux.generate.memory import Memory, Spilled
 from pollux.generate.requests import Cancelled, Job, Piece, Request
 from pollux.generate.rows import Reading
 from pollux.generate.sampler import Sampling
 from pollux.generate.settings import EngineSettings
+from pollux.generate.shelf import identity
+from pollux.generate.spill import Spill
 from pollux.model.config import ModelConfig
 from pollux.model.params import Params
 from pollux.tokens import sequence as tokens
@@ -84,9 +86,21 @@ class Engine:
         num_codes = 0 if codec is None else codec.encode(np.zeros((1, *codec.size, 3), np.uint8)).shape[1]
         allowed = grammar(vocabulary, config.vocab_size, num_codes)
 
+        self._spill = None
+        if settings.spill is not None or settings.spill_memory:
+            self._spill = Spill(settings.spill, settings.spill_bytes, settings.spill_memory)
+        identities: dict[int, str] = {}
+
+        def spilled(params: Params, config: ModelConfig) -> Spilled | None:
+            if self._spill is None:
+                return None
+            if id(config) not in identities:  # it takes a while, and memory is made anew now and then
+                identities[id(config)] = identity(params, config)
+            return self._spill, identities[id(config)]
+
         def dispatcher(slots: int, chunk: int) -> Dispatcher:
             def memory(params: Params, config: ModelConfig) -> Memory:
-                return Memory(params, config, settings.max_rows, chunk, slots, settings.kv_cache_dtype)
+                return Memory(params, config, settings.max_rows, chunk, slots, settings.kv_cache_dtype, spilled(params, config))
 
             draft = memory(drafter.params, drafter.config) if isinstance(drafter, DraftModel) else None
             return Dispatcher(memory(params, config), allowed, vocabulary, drafter, draft)
@@ -172,6 +186,8 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._spill is not None:
+            self._spill.close()
 
     def run_between_steps(self, command: Callable[[], None]) -> None:
         """Have something done by the thread that owns the pages."""

@@ -18,6 +18,8 @@ from pollux.generate.decode import cache_dtype, prefill
 from pollux.generate.pages import Ledger
 from pollux.generate.prompts import bucket
 from pollux.generate.rows import Reading, tables
+from pollux.generate.shelf import Shelf
+from pollux.generate.spill import Spill
 from pollux.model.cache import Cache, CacheDtype, paged, ring
 from pollux.model.config import ModelConfig
 from pollux.model.decoder import EMBEDDED, embedded
@@ -28,11 +30,13 @@ FIRST_SLOTS = 512  # fewest tokens that a table has room for
 WIDER = 4  # how much more the next table has
 SHORT = 16  # tokens of the shortest prefill
 PAGE = 32  # tokens
+Spilled = tuple[Spill, str]  # where pages go that there is no room for, and the model that they are of
 SOFT_SLOTS = 1024  # soft tokens of a row that cross-attention can read
 
 
 class Memory:
-    """chunk: most tokens of a prefill. rows: most rows, for the memory of cross-attention and the size of rings."""
+    """chunk: most tokens of a prefill. rows: most rows, for the memory of cross-attention and the size of rings. spill: for models without
+    cross-attention."""
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Memory:
         chunk: int,
         slots: int,
         kv_cache_dtype: CacheDtype | None = None,
+        spill: Spilled | None = None,
     ):
         self.params, self.config, self.rows, self.chunk = params, config, rows, chunk
         self._kv_cache_dtype = kv_cache_dtype
@@ -50,6 +55,9 @@ class Memory:
         self.crosses = any(layer.cross_attention for layer in config.layers)
         self.ledger = Ledger(PAGE, self._rings, self._pages(windows, slots))
         self.cache: Cache = self._empty()
+        self._shelf = None if spill is None or self.crosses else Shelf(spill[0], spill[1], self.cache, PAGE)
+        if self._shelf is not None:
+            self.ledger.watch(self._spill)
 
     def _pages(self, kinds: set[int], slots: int) -> dict[int, int]:
         """Pages of each kind for `slots` tokens. Rings of all rows, and then some so that prefixes stay, are enough for a window."""
@@ -88,9 +96,23 @@ class Memory:
     def lease(self, reading: Reading) -> int:
         """Give a reading the pages that it need not fill again; returns their tokens."""
         reusable = [] if self.crosses else reading.names[: reading.wanted // PAGE]
+        if self._shelf is not None and (after := self._shelf.fetch(self.cache, self.ledger, reusable, reading.open_pages)):
+            self.cache = after
         found = self.ledger.matched(reusable, reading.open_pages)
         reading.lease, reading.filled = self.ledger.lease(reading.names[:found]), found * PAGE
         return reading.filled
+
+    def keep(self, reading: Reading) -> None:
+        """Have what a reading has in the cache outlive it, and the program, as far as there is a place for that."""
+        if self._shelf is not None and reading.lease is not None:
+            for kind in self.ledger.pools:
+                own = {number: page for number, page in reading.lease.pages(kind).items() if number < reading.filled // PAGE}
+                self._shelf.put(self.cache, kind, list(own.values()), [reading.names[number] for number in own], wait=True)
+
+    def warm_spill(self) -> None:
+        """Compile what moves pages to the spill and back."""
+        if self._shelf is not None:
+            self.cache = self._shelf.warm(self.cache, self.ledger.pools)
 
     def forget_soft(self, number: int) -> None:
         """A new row starts to use this part of the memory of cross-attention."""
@@ -166,6 +188,10 @@ class Memory:
     def wait(self) -> None:
         """Until what was read is in the cache."""
         jax.block_until_ready(self.cache)
+
+    def _spill(self, kind: int, pages: Sequence[int], names: Sequence[bytes]) -> None:
+        assert self._shelf is not None
+        self._shelf.put(self.cache, kind, pages, names)
 
     def _prefill(self, inputs: Inputs, readings: Sequence[Reading | None], slots: int, numbers: Sequence[int]) -> None:
         self.cache = prefill(self.params, self.config, inputs, self.view(readings, slots, numbers)).pages

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Pool:
         self._unused: collections.OrderedDict[int, None] = collections.OrderedDict()  # named pages, the longest unused first
         self._page_of: dict[bytes, int] = {}
         self._name_of: dict[int, bytes] = {}
+        self.evicted: list[tuple[int, bytes]] | None = None  # named pages that were taken to write on; None: nobody asks
 
     def __len__(self) -> int:
         return len(self._users)
@@ -55,7 +56,10 @@ class Pool:
             page = self._free.popleft()
         elif self._unused:
             page, _ = self._unused.popitem(last=False)
-            del self._page_of[self._name_of.pop(page)]
+            name = self._name_of.pop(page)
+            del self._page_of[name]
+            if self.evicted is not None:
+                self.evicted.append((page, name))
         else:
             raise NoPages
         self._users[page] = 1
@@ -90,19 +94,42 @@ class Ledger:
     def __init__(self, page: int, rings: dict[int, int], pages: dict[int, int]):
         self.page, self.rings = page, rings
         self.pools = {kind: Pool(number) for kind, number in pages.items()}
+        self._tell: Callable[[int, list[int], list[bytes]], None] | None = None
 
-    def matched(self, names: Sequence[bytes], open_at: Iterable[int] = ()) -> int:
+    def watch(self, tell: Callable[[int, list[int], list[bytes]], None]) -> None:
+        """Have tell(kind, pages, names) called when named pages have been taken to write on, before anything is written."""
+        self._tell = tell
+        for pool in self.pools.values():
+            pool.evicted = []
+
+    def tell_evicted(self) -> None:
+        for kind, pool in self.pools.items():
+            if self._tell is not None and pool.evicted:
+                pages, names = zip(*pool.evicted, strict=True)
+                pool.evicted = []
+                self._tell(kind, list(pages), list(names))
+
+    def needed(self, number: int) -> list[tuple[int, int]]:
+        """Kinds and numbers of the pages that a row needs which begins behind its first `number` pages."""
+        return [(kind, i) for kind in self.pools for i in (self._seen(kind, number) if kind else range(number))]
+
+    def matched(
+        self, names: Sequence[bytes], open_at: Iterable[int] = (), elsewhere: Callable[[int, bytes], bool] = lambda kind, name: False
+    ) -> int:
         """How many pages a prompt whose full pages have these names need not be computed again.
 
-        open_at: numbers of pages behind which it cannot begin, because tokens before and after see each other.
+        open_at: numbers of pages behind which it cannot begin, because tokens before and after see each other. elsewhere: says whether a
+        page of a kind that is not here can be had.
         """
         best, closed = 0, set(open_at)
+
+        def has(kind: int, name: bytes) -> bool:
+            return self.pools[kind].find(name) is not None or elsewhere(kind, name)
+
         for number in range(1, len(names) + 1):
-            if GLOBAL in self.pools and self.pools[GLOBAL].find(names[number - 1]) is None:
+            if GLOBAL in self.pools and not has(GLOBAL, names[number - 1]):
                 break
-            if number not in closed and all(
-                self.pools[window].find(names[i]) is not None for window in self.rings for i in self._seen(window, number)
-            ):
+            if number not in closed and all(has(window, names[i]) for window in self.rings for i in self._seen(window, number)):
                 best = number
         return best
 
@@ -125,12 +152,10 @@ class Lease:
         self.tables = {window: np.zeros(ring, np.int32) for window, ring in ledger.rings.items()}
         if GLOBAL in ledger.pools:
             self.tables[GLOBAL] = np.zeros(max(8, len(names)), np.int32)
-        for kind, pool in ledger.pools.items():
-            seen = ledger._seen(kind, len(names)) if kind else range(len(names))
-            for number in seen:
-                page = pool.find(names[number])
-                assert page is not None
-                self._put(kind, number, pool.share(page))
+        for kind, number in ledger.needed(len(names)):
+            page = ledger.pools[kind].find(names[number])
+            assert page is not None
+            self._put(kind, number, ledger.pools[kind].share(page))
 
     def cover(self, end: int) -> None:
         """Have pages for the tokens before position `end`. Raises NoPages and changes nothing if there are not enough."""
@@ -144,6 +169,11 @@ class Lease:
                     pool.release(self._held[kind].pop(self.covered - ring))
                 self._put(kind, self.covered, pool.take())
             self.covered += 1
+        self._ledger.tell_evicted()
+
+    def pages(self, kind: int) -> dict[int, int]:
+        """The pages of a kind that the row has, by their numbers in it."""
+        return self._held[kind]
 
     def name(self, number: int, name: bytes) -> None:
         """Page `number` of the row is full and is called so."""

@@ -1,13 +1,15 @@
 """The work on batches: their requests go through the same code as those of generateContent and embedContent, behind all others.
 
 A few requests are under way at a time, of the batch with the highest priority, and of all that share it in turn. A result is written
-when it comes; what is under way when the server ends is asked again by the next one.
+when it comes; what is under way when the server ends is asked again by the next one. A batch is worked on by the server that has its
+lease.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -70,6 +72,7 @@ class BatchWork:
         self._news.set()
 
     async def run(self) -> None:
+        renewing = asyncio.create_task(self._renew())
         try:
             while True:
                 self._news.clear()
@@ -80,18 +83,33 @@ class BatchWork:
                 await self._close_finished()
                 await self._news.wait()
         finally:
-            await self._stop([task for batch in self._open.values() for task in batch.tasks])
+            await self._stop([renewing, *(task for batch in self._open.values() for task in batch.tasks)])
+            for batch in self._open.values():
+                with contextlib.suppress(ApiError):  # then the lease runs out
+                    await self._run(self._store.leases.drop, batch.record)
             self._threads.shutdown()
 
+    async def _renew(self) -> None:
+        """Look again before the leases run out; other servers may have left batches, or ended some."""
+        while True:
+            await asyncio.sleep(self._store.leases.renewal)
+            self.changed()
+
     async def _look(self) -> None:
-        """Open the batches that are new, and drop those that are gone."""
+        """Open the batches that are new, and drop those that are gone or another server's."""
         self._stale = False
-        found = {record.number: record for record in await self._run(batches.unfinished, self._store)}
+        found = await self._run(self._mine)
         for number in [number for number in self._open if number not in found]:
             await self._stop(self._open.pop(number).tasks)
         for number, record in found.items():
             if number not in self._open:
                 self._open[number] = _Open(record, batches.items(self._store, record))
+
+    def _mine(self) -> dict[int, Record]:
+        """The unfinished batches that no other server works on, by number; blocks."""
+        unfinished = batches.unfinished(self._store)
+        mine = self._store.leases.take(unfinished)
+        return {record.number: record for record in unfinished if record.number in mine}
 
     def _under_way(self) -> int:
         return sum(len(batch.tasks) for batch in self._open.values())
@@ -125,10 +143,14 @@ class BatchWork:
         batch.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the work on batches/%s stops for now", batch.record.name, exc_info=error)
-            self._open.pop(batch.record.number, None)  # the next look opens it again
-            for other in batch.tasks:
-                other.cancel()
+            self._leave(batch)
         self._news.set()
+
+    def _leave(self, batch: _Open, but: asyncio.Task[None] | None = None) -> None:
+        """Stop the work on a batch; the next look opens it again if it is still to be worked on here."""
+        self._open.pop(batch.record.number, None)
+        for task in batch.tasks - {but}:
+            task.cancel()
 
     async def _close_finished(self) -> None:
         for batch in [batch for batch in self._open.values() if batch.exhausted and not batch.tasks]:
@@ -159,7 +181,9 @@ class BatchWork:
             if for_openai:
                 result["response"] = {"status_code": found.code, "body": openai_errors.body(found)}
         given = {name: item[name] for name in ("key", "metadata", "custom_id") if name in item}
-        await self._run(self._keep, batch.record, number, given | result)
+        if not await self._run(self._keep, batch.record, number, given | result):
+            self._leave(batch, asyncio.current_task())
+            self.changed()
 
     async def _response(self, record: Record, item: dict[str, Any]) -> dict[str, Any]:
         if "error" in item:
@@ -205,18 +229,20 @@ class BatchWork:
             except Overloaded:
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _keep(self, record: Record, number: int, result: dict[str, Any]) -> None:
+    def _keep(self, record: Record, number: int, result: dict[str, Any]) -> bool:
+        """False if the batch has ended, or is another server's now."""
         records = self._store.records
         with records.transaction():
             now = records.get("batch", record.name)
-            if now is None or now.data["state"] not in batches.UNFINISHED:
-                return
+            if now is None or now.data["state"] not in batches.UNFINISHED or not self._store.leases.take([record]):
+                return False
             name = batches.item_name(record, number)
             if records.get("batch_result", name) is not None:
-                return
+                return True
             records.add("batch_result", name, result, record.owner, parent=now)
             which = "failed" if "error" in result else "succeeded"
             records.update(now, {which: now.data[which] + 1})
+        return True
 
     async def _stop(self, tasks: Any) -> None:
         tasks = list(tasks)

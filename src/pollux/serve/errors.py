@@ -57,6 +57,10 @@ def not_found(message: str) -> ApiError:
     return ApiError(404, "NOT_FOUND", message)
 
 
+def disk_full() -> ApiError:
+    return ApiError(507, "RESOURCE_EXHAUSTED", "the disk of the server is full; delete files, or tell its operator", "DISK_FULL")
+
+
 def api_error(error: BaseException) -> ApiError:
     """Any exception as an answer. What nobody foresaw becomes a 500 without its text, which goes to the log."""
     if isinstance(error, ApiError):

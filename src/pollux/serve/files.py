@@ -177,9 +177,11 @@ def check(store: Store, record: Record) -> concurrent.futures.Future[None]:
     return store.background(judge)
 
 
-def check_unfinished(store: Store) -> Iterable[concurrent.futures.Future[None]]:
-    """Go on with the checks that the last end of the server interrupted."""
-    return [check(store, record) for record in store.records.all("file") if record.data["state"] == "PROCESSING"]
+def check_unfinished(store: Store, seconds: float = 0.0) -> Iterable[concurrent.futures.Future[None]]:
+    """Go on with the checks of files that have been waiting for `seconds`, which the end of a server interrupted."""
+    before = store.clock() - seconds
+    waiting = [record for record in store.records.all("file") if record.data["state"] == "PROCESSING"]
+    return [check(store, record) for record in waiting if record.updated <= before]
 
 
 def _kind(mime_type: str) -> str:

@@ -40,6 +40,7 @@ class Limits:
         self._clock, self._lock = clock, threading.Lock()
         self._buckets: dict[tuple[str, str], tuple[float, float]] = {}  # (client, what) -> (used, when)
         self._per_minute: dict[tuple[str, str], int] = {}
+        self._counted: dict[tuple[str, str], float] = {}  # all that was ever counted of those
 
     def admit(self, client: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
         """Count a request. None: no limit. Raises LimitExceeded.
@@ -50,11 +51,12 @@ class Limits:
             for what, limit, needed in (("tokens", tokens_per_minute, 0.0), ("requests", requests_per_minute, 1.0)):
                 if limit is None:
                     self._per_minute.pop((client, what), None)
+                    self._counted.pop((client, what), None)
                     continue
                 self._per_minute[client, what] = limit
                 used = self._used(client, what)
                 self._check(what, limit, used, needed)
-                self._buckets[client, what] = used + needed, self._clock()
+                self._count(client, what, used, needed)
             self._forget()
 
     def check_tokens(self, client: str) -> None:
@@ -68,7 +70,22 @@ class Limits:
         """Count tokens that were read or written for a client whose tokens are limited."""
         with self._lock:
             if (client, "tokens") in self._per_minute:
-                self._buckets[client, "tokens"] = self._used(client, "tokens") + tokens, self._clock()
+                self._count(client, "tokens", self._used(client, "tokens"), tokens)
+
+    def counted(self) -> dict[tuple[str, str], tuple[int, float]]:
+        """Of each client and what it is limited in, the limit and all that was counted since there was one."""
+        with self._lock:
+            return {name: (self._per_minute[name], number) for name, number in self._counted.items() if name in self._per_minute}
+
+    def settle(self, name: tuple[str, str], used: float, counted: float) -> None:
+        """So much was used of an allowance, here and elsewhere, when `counted` had been counted here."""
+        with self._lock:
+            if name in self._per_minute and name in self._counted:
+                self._buckets[name] = used + self._counted[name] - counted, self._clock()
+
+    def _count(self, client: str, what: str, used: float, more: float) -> None:
+        self._buckets[client, what] = used + more, self._clock()
+        self._counted[client, what] = self._counted.get((client, what), 0.0) + more
 
     def _check(self, what: str, limit: int, used: float, needed: float) -> None:
         if used >= limit or used + needed > limit:
@@ -83,6 +100,7 @@ class Limits:
             for name in [name for name in self._buckets if name not in self._per_minute or self._used(*name) == 0]:
                 del self._buckets[name]
                 self._per_minute.pop(name, None)
+                self._counted.pop(name, None)
 
 
 class BodyTimeout:

@@ -1,7 +1,7 @@
-"""The records of the server in SQLite, and all its SQL: files, caches and batches are rows of one table, told apart by their kind.
+"""The records of the server in a database, and all its SQL: files, caches and batches are rows of one table, told apart by their kind.
 
-What a row means is the business of the modules above; another database takes this one's place by the same methods. All methods block,
-may be called from any thread, and have written to disk what they return.
+What a row means is the business of the modules above. All methods block, may be called from any thread, and have committed what they
+return. Where several servers share a database, they find each other's records at once.
 """
 
 from __future__ import annotations
@@ -10,49 +10,88 @@ import contextlib
 import errno
 import json
 import os
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from pollux.serve.errors import ApiError
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Delete,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    Select,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.mysql import LONGTEXT, VARCHAR
+from sqlalchemy.types import TypeEngine
 
-BUSY_SECONDS = 30.0  # to wait for another program that writes to the same database
-VERSIONS = (  # the statements that lead from each version of the schema to the next
-    """
-    CREATE TABLE records (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        kind TEXT NOT NULL,
-        name TEXT NOT NULL,
-        owner TEXT NOT NULL,
-        parent INTEGER REFERENCES records (number) ON DELETE CASCADE,
-        created REAL NOT NULL,
-        updated REAL NOT NULL,
-        expires REAL,
-        media TEXT,
-        size INTEGER NOT NULL,
-        data TEXT NOT NULL,
-        UNIQUE (kind, name)
-    ) STRICT;
-    CREATE INDEX records_owner ON records (kind, owner, number);
-    CREATE INDEX records_parent ON records (parent, kind, name);
-    CREATE INDEX records_expires ON records (expires) WHERE expires IS NOT NULL;
-    CREATE INDEX records_size ON records (owner) WHERE size > 0;
-    CREATE INDEX records_media ON records (media) WHERE media IS NOT NULL;
-    """,
-)
-_SETTINGS = (
-    "auto_vacuum = INCREMENTAL",  # must come before the first table
-    "journal_mode = WAL",
-    "journal_size_limit = 67108864",
-    "synchronous = FULL",
-    "foreign_keys = ON",
-)
+from pollux.serve.databases import Database
+from pollux.serve.errors import ApiError, disk_full
+
+LONGEST_NAME = 255  # characters
 _DROPPED = "dropped medium"  # the kind of a record that stands for a medium to be taken away
+_UPLOAD = "upload"  # the kind of records whose name is that of a medium that may come to be
+_EVERYTHING = 1 << 62
 _KEEP: Any = object()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_number = BigInteger().with_variant(Integer(), "sqlite")
+_seconds: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
+_word = (  # names are equal and in order by their bytes
+    String(LONGEST_NAME, collation="C")
+    .with_variant(Text(), "sqlite")
+    .with_variant(VARCHAR(LONGEST_NAME, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+)
+_metadata = MetaData()
+_table = Table(
+    "records",
+    _metadata,
+    Column("number", _number, primary_key=True, autoincrement=True),
+    Column("kind", _word, nullable=False),
+    Column("name", _word, nullable=False),
+    Column("owner", _word, nullable=False),
+    Column("parent", _number, ForeignKey("records.number", ondelete="CASCADE")),
+    Column("created", _seconds, nullable=False),
+    Column("updated", _seconds, nullable=False),
+    Column("expires", _seconds),
+    Column("media", _word),
+    Column("size", _number, nullable=False),
+    Column("data", Text().with_variant(LONGTEXT(), "mysql", "mariadb"), nullable=False),
+    UniqueConstraint("kind", "name"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+    mysql_engine="InnoDB",
+    mariadb_engine="InnoDB",
+)
+_c = _table.c
+Index("records_owner", _c.kind, _c.owner, _c.number)
+Index("records_parent", _c.parent, _c.kind, _c.name)
+for _name, _column, _where in (
+    ("records_expires", _c.expires, _c.expires.is_not(None)),
+    ("records_size", _c.owner, _c.size > 0),
+    ("records_media", _c.media, _c.media.is_not(None)),
+):
+    Index(_name, _column, sqlite_where=_where, postgresql_where=_where)
+
+VERSIONS = (_metadata.create_all,)  # what leads from each version of the schema to the next
 
 
 class Taken(ValueError):
@@ -70,9 +109,48 @@ class Record:
     created: float
     updated: float
     expires: float | None
-    media: str | None  # name in the media folder of what belongs to it
+    media: str | None  # name among the media of what belongs to it
     size: int  # bytes of the medium
     data: dict[str, Any]
+
+
+_found = select(*(_c[field.name] for field in fields(Record)))
+_living = or_(_c.expires.is_(None), _c.expires > bindparam("now"))
+_most = bindparam("most", type_=_number)
+_GET = _found.where(_c.kind == bindparam("kind"), _c.name == bindparam("name"), _living)
+_NEWEST = (
+    _found.where(_c.kind == bindparam("kind"), _c.owner == bindparam("owner"), _c.number < bindparam("before"), _living)
+    .order_by(_c.number.desc())
+    .limit(_most)
+)
+_ALL = _found.where(_c.kind == bindparam("kind"), _living).order_by(_c.number)
+_CHILDREN = (
+    _found.where(_c.parent == bindparam("parent"), _c.kind == bindparam("kind"), _c.name > bindparam("after"))
+    .order_by(_c.name)
+    .limit(_most)
+)
+_NAMES = select(_c.name).where(_c.parent == bindparam("parent"), _c.kind == bindparam("kind"))
+_USED = select(func.coalesce(func.sum(_c.size), 0)).where(_c.owner == bindparam("owner"), _c.size > 0)
+_HAS_MEDIA = select(_c.number).where(_c.media == bindparam("media")).limit(1)
+_DROPPED_NAMES = select(_c.name).where(_c.kind == _DROPPED)
+_FORGET = delete(_table).where(_c.kind == _DROPPED, _c.name == bindparam("name"))
+_UPDATE = (
+    update(_table).where(_c.number == bindparam("which")).values({name: bindparam(name) for name in ("updated", "expires", "size", "data")})
+)
+_INSERT = insert(_table)
+
+
+def _taking_away(which: ColumnElement[bool]) -> tuple[Select, Delete]:
+    """What finds the media of some records and of all that go with them, and what deletes these."""
+    gone = select(_c.number).where(which).cte("gone", recursive=True)
+    gone = gone.union(select(_c.number).join(gone, _c.parent == gone.c.number))
+    found = select(_c.kind, _c.name, _c.media).join(gone, _c.number == gone.c.number)
+    return found.where(or_(_c.media.is_not(None), _c.kind == _UPLOAD)), delete(_table).where(which)
+
+
+_ONE = _taking_away(_c.number == bindparam("which"))
+_CHILDREN_OF = _taking_away((_c.parent == bindparam("which")) & (_c.kind == bindparam("kind")))
+_EXPIRED = _taking_away(_c.expires <= bindparam("now"))
 
 
 @contextlib.contextmanager
@@ -86,53 +164,33 @@ def space() -> Iterator[None]:
         raise disk_full() from error
 
 
-def disk_full() -> ApiError:
-    return ApiError(507, "RESOURCE_EXHAUSTED", "the disk of the server is full; delete files, or tell its operator", "DISK_FULL")
-
-
 class Records:
-    """A database file. Raises ValueError if a later version of pollux made it. clock: seconds since 1970."""
+    """place: an SQLite file, or the URL of a database. clock: seconds since 1970.
 
-    def __init__(self, path: str | os.PathLike, clock: Callable[[], float] = time.time):
+    Raises ValueError if a later version of pollux made it, or it cannot be opened.
+    """
+
+    def __init__(self, place: str | os.PathLike, clock: Callable[[], float] = time.time):
         self.clock = clock
-        self._lock, self._depth = threading.RLock(), 0
-        self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._connection.row_factory = sqlite3.Row
-        for setting in _SETTINGS:
-            self._connection.execute(f"PRAGMA {setting}")
-        with self.transaction():
-            version = self._execute("PRAGMA user_version")[0][0]
-            if version > len(VERSIONS):
-                raise ValueError(
-                    f"{os.fspath(path)} was made by a later version of pollux (schema {version}, this one knows {len(VERSIONS)})"
-                )
-            for number, statements in enumerate(VERSIONS[version:], version + 1):
-                for statement in filter(str.strip, statements.split(";")):
-                    self._execute(statement)
-                self._execute(f"PRAGMA user_version = {number}")
+        self._database = Database(place)
+        try:
+            self._database.upgrade(_metadata, VERSIONS)
+            self._database.check_clock()
+        except ApiError as error:
+            self.close()
+            raise ValueError(f"{self._database.name} cannot be used: {error}") from error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        self._database.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is called in the block happens as a whole or, if it raises, not at all."""
-        with self._lock:
-            if self._depth:
-                yield
-                return
-            self._execute("BEGIN IMMEDIATE")
-            self._depth = 1
-            try:
-                yield
-                self._execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # SQLite itself takes some back, for example when the disk is full
-                    self._connection.execute("ROLLBACK")
-                raise
-            finally:
-                self._depth = 0
+        """What is called in the block happens as a whole or, if it raises, not at all, and nobody else writes meanwhile."""
+        with self._database.transaction():
+            yield
 
     def add(
         self,
@@ -147,24 +205,22 @@ class Records:
     ) -> Record:
         """A new record. It goes when its parent goes. Raises Taken."""
         now = self.clock()
-        row = (kind, name, owner, parent and parent.number, now, now, expires, media, size, json.dumps(data))
+        row = {
+            **{"kind": kind, "name": name, "owner": owner, "parent": parent and parent.number, "created": now, "updated": now},
+            **{"expires": expires, "media": media, "size": size, "data": json.dumps(data)},
+        }
         with self.transaction():
             if self.get(kind, name, expired=True) is not None:
                 raise Taken(f"there is a {kind} {name} already")
-            self._execute(
-                "INSERT INTO records (kind, name, owner, parent, created, updated, expires, media, size, data)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
-            )
-            found = self.get(kind, name, expired=True)
-            assert found is not None
-            return found
+            [[row["number"]]] = self._database.execute(_INSERT, row)
+        return _record(row)
 
     def get(self, kind: str, name: str, expired: bool = False) -> Record | None:
         """The record, None if there is none or (unless `expired`) its time is over."""
-        now = -1.0 if expired else self.clock()
-        rows = self._execute("SELECT * FROM records WHERE kind = ? AND name = ? AND (expires IS NULL OR expires > ?)", (kind, name, now))
-        return _record(rows[0]) if rows else None
+        if len(name) > LONGEST_NAME or not name.isprintable():  # which some databases refuse to look for
+            return None
+        rows = self._database.execute(_GET, {"kind": kind, "name": name, "now": -1.0 if expired else self.clock()})
+        return next((_of(row) for row in rows if row.name == name), None)  # MySQL looks away from spaces at the end
 
     def update(self, record: Record, changes: Mapping[str, Any], expires: float | None = _KEEP, size: int | None = None) -> Record | None:
         """Lay the changes over the record's data as they are now. None if the record is gone."""
@@ -172,106 +228,84 @@ class Records:
             now = self.get(record.kind, record.name, expired=True)
             if now is None or now.number != record.number:
                 return None
-            self._execute(
-                "UPDATE records SET updated = ?, expires = ?, size = ?, data = ? WHERE number = ?",
-                (
-                    self.clock(),
-                    now.expires if expires is _KEEP else expires,
-                    now.size if size is None else size,
-                    json.dumps({**now.data, **changes}),
-                    now.number,
-                ),
-            )
-            return self.get(record.kind, record.name, expired=True)
+            row = {
+                "updated": self.clock(),
+                "expires": now.expires if expires is _KEEP else expires,
+                "size": now.size if size is None else size,
+                "data": json.dumps({**now.data, **changes}),
+            }
+            self._database.execute(_UPDATE, {"which": now.number, **row})
+        return _record({**vars(now), **row})
 
     def newest(self, kind: str, owner: str, most: int, before: int | None = None) -> list[Record]:
         """An owner's living records, newest first, from below the number `before`."""
-        rows = self._execute(
-            "SELECT * FROM records WHERE kind = ? AND owner = ? AND number < ? AND (expires IS NULL OR expires > ?)"
-            " ORDER BY number DESC LIMIT ?",
-            (kind, owner, (1 << 62) if before is None else before, self.clock(), most),
-        )
-        return [_record(row) for row in rows]
+        values = {"kind": kind, "owner": owner, "before": _EVERYTHING if before is None else before, "now": self.clock(), "most": most}
+        return [_of(row) for row in self._database.execute(_NEWEST, values)]
 
     def all(self, kind: str) -> list[Record]:
         """The living records of a kind, whoever they belong to, oldest first."""
-        rows = self._execute(
-            "SELECT * FROM records WHERE kind = ? AND (expires IS NULL OR expires > ?) ORDER BY number", (kind, self.clock())
-        )
-        return [_record(row) for row in rows]
+        return [_of(row) for row in self._database.execute(_ALL, {"kind": kind, "now": self.clock()})]
 
-    def children(self, parent: Record, kind: str, after: str = "", most: int = -1) -> list[Record]:
+    def children(self, parent: Record, kind: str, after: str = "", most: int = _EVERYTHING) -> list[Record]:
         """Records of a kind that go with the parent, by name, from behind the name `after`."""
-        rows = self._execute(
-            "SELECT * FROM records WHERE parent = ? AND kind = ? AND name > ? ORDER BY name LIMIT ?", (parent.number, kind, after, most)
-        )
-        return [_record(row) for row in rows]
+        values = {"parent": parent.number, "kind": kind, "after": after, "most": most}
+        return [_of(row) for row in self._database.execute(_CHILDREN, values)]
 
     def names(self, parent: Record, kind: str) -> set[str]:
         """The names of the records of a kind that go with the parent."""
-        return {row[0] for row in self._execute("SELECT name FROM records WHERE parent = ? AND kind = ?", (parent.number, kind))}
+        return {name for (name,) in self._database.execute(_NAMES, {"parent": parent.number, "kind": kind})}
 
     def used(self, owner: str) -> int:
         """Bytes of all media of an owner."""
-        return self._execute("SELECT coalesce(sum(size), 0) FROM records WHERE owner = ? AND size > 0", (owner,))[0][0]
+        return int(self._database.execute(_USED, {"owner": owner})[0][0])
 
     def has_media(self, media: str) -> bool:
         """Whether some record has this medium."""
-        return bool(self._execute("SELECT 1 FROM records WHERE media = ? LIMIT 1", (media,)))
+        return bool(self._database.execute(_HAS_MEDIA, {"media": media}))
 
     def dropped(self) -> list[str]:
         """The media of deleted records that no other has and that were not forgotten yet."""
-        return [row[0] for row in self._execute("SELECT name FROM records WHERE kind = ?", (_DROPPED,))]
+        return [name for (name,) in self._database.execute(_DROPPED_NAMES)]
 
     def forget(self, media: str) -> None:
         """A dropped medium has been taken away."""
-        self._execute("DELETE FROM records WHERE kind = ? AND name = ?", (_DROPPED, media))
+        with self.transaction():
+            self._database.execute(_FORGET, {"name": media})
 
     def delete(self, record: Record) -> None:
         """Take away a record and all that go with it."""
-        self._delete("number = ?", (record.number,))
+        self._delete(_ONE, {"which": record.number})
 
     def delete_children(self, parent: Record, kind: str) -> None:
         """Take away the records of a kind that go with the parent."""
-        self._delete("parent = ? AND kind = ?", (parent.number, kind))
+        self._delete(_CHILDREN_OF, {"which": parent.number, "kind": kind})
 
     def expire(self) -> None:
         """Take away the records whose time is over, and all that go with them."""
-        self._delete("expires <= ?", (self.clock(),))
+        self._delete(_EXPIRED, {"now": self.clock()})
 
     def compact(self) -> None:
         """Give the room of deleted records back to the disk."""
-        with self._lock, space():
-            self._connection.executescript("PRAGMA incremental_vacuum(25000)")  # `execute` would stop after the first of these pages
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._database.compact()
 
-    def _delete(self, which: str, values: Sequence[Any]) -> None:
-        """Media that then belong to nothing are noted as dropped, in the same transaction."""
+    def _delete(self, which: tuple[Select, Delete], values: Mapping[str, Any]) -> None:
+        """Media that then belong to nothing are noted as dropped, in the same transaction; those of unfinished uploads too, since a server
+        may have ended between keeping them and their record."""
+        found, gone = which
         with self.transaction():
-            rows = self._execute(
-                f"WITH RECURSIVE gone (number) AS (SELECT number FROM records WHERE {which} UNION SELECT records.number FROM records"
-                " JOIN gone ON records.parent = gone.number)"
-                " SELECT DISTINCT media FROM records JOIN gone USING (number) WHERE media IS NOT NULL",
-                values,
-            )
-            self._execute(f"DELETE FROM records WHERE {which}", values)
-            for (media,) in rows:
-                if not self.has_media(media):
+            rows = self._database.execute(found, values)
+            self._database.execute(gone, values)
+            for media in {row.name if row.kind == _UPLOAD else row.media for row in rows}:
+                if not self.has_media(media) and self.get(_DROPPED, media) is None:
                     self.add(_DROPPED, media, {})
 
-    def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """Run one statement. Raises ApiError 507 if the disk is full."""
-        with self._lock, space():
-            try:
-                return self._connection.execute(statement, values).fetchall()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-                raise
+
+def _of(row: Row) -> Record:
+    values = list(row)
+    values[-1] = json.loads(values[-1])
+    return Record(*values)
 
 
-def _record(row: sqlite3.Row) -> Record:
-    values = dict(row)
-    values["data"] = json.loads(values["data"])
-    del values["parent"]
-    return Record(**values)
+def _record(values: Mapping[str, Any]) -> Record:
+    """values: the columns, with `data` as JSON."""
+    return Record(**{field.name: values[field.name] for field in fields(Record)} | {"data": json.loads(values["data"])})

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from pollux.generate.model import Model
 from pollux.serve.access import Access, Rules
+from pollux.serve.allowances import EXCHANGE_SECONDS, Allowances
 from pollux.serve.app import create_app
 from pollux.serve.gate import Gate
 from pollux.serve.keys import Keys
@@ -65,6 +66,8 @@ class Service:
         tools = {**self.tools, **self._search(served)}
         self.server = Server({name: served}, dict.fromkeys(aliases, name), self.store, self.settings, self.scorer, tools)
         app = create_app(self.server)
+        if self.store.shared:
+            app.state.upkeep.also(EXCHANGE_SECONDS, Allowances(self.limits, self.store.records).exchange)
         counted = MetricsPage(BodyTimeout(app), self.metrics)
         self.gate.open(Access(counted, self.rules, Keys(self.store.records), self.limits), app)
 

@@ -1,10 +1,11 @@
-"""What the server keeps on disk: records in an SQLite file and media beside it, in one folder that one server has to itself.
+"""What the server keeps: records in an SQLite file and media beside it, in one folder that one server has to itself. Or the records in a
+database and the media in an object store, which several servers share, each with a folder for what only it has.
 
 What was acknowledged is there after a crash, of the machine too: a file is written among the uploads and forced to disk, then it gets
 its place among the media, then its record is committed, and only then does the client get its answer. What a crash leaves half done is
 found by the upload that stays until the record is there, and taken away. The layout of the folder:
 
-    pollux.sqlite      records.py
+    pollux.sqlite      records.py, unless they are in a database elsewhere
     media/NAME         whole files, never changed; with an object store, copies of some
     uploads/NAME       what has come of uploads that are not finished
     indexes/NAME       retrieval/index.py: of the documents of a store; can be made again from them
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pollux.serve.errors import ApiError
+from pollux.serve.leases import LEASE_SECONDS, Leases
 from pollux.serve.media_store import MediaFolder, MediaStore, ObjectStore, sync_folder
 from pollux.serve.records import Record, Records, space
 from pollux.serve.retrieval.indexes import Indexes
@@ -38,13 +40,23 @@ _LETTERS = string.ascii_lowercase + string.digits
 
 
 class Store:
-    """A folder, made if it is not there. objects: URL of an object store for the media. clock: seconds since 1970.
+    """A folder, made if it is not there. objects: URL of an object store for the media. database: URL for the records, which other servers
+    may use too. clock: seconds since 1970. lease: seconds after which another server goes on with what one that is gone had begun.
 
-    Raises ValueError if another server uses the folder, a later version of pollux made it, or the URL cannot be opened.
+    Raises ValueError if another server uses the folder, a later version of pollux made it, or a URL cannot be opened.
     """
 
-    def __init__(self, folder: str | os.PathLike, clock: Callable[[], float] = time.time, objects: str = ""):
-        self.folder, self.clock = Path(folder), clock
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        clock: Callable[[], float] = time.time,
+        objects: str = "",
+        database: str = "",
+        lease: float = LEASE_SECONDS,
+    ):
+        if database and not objects:
+            raise ValueError("servers that share a database need an object store for their files too; a shared folder is file:///folder")
+        self.folder, self.clock, self.shared = Path(folder), clock, bool(database)
         media, self._uploads = self.folder / "media", self.folder / "uploads"
         for part in (self.folder, media, self._uploads):
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -56,7 +68,7 @@ class Store:
             self._lock.close()
             raise ValueError(f"{self.folder} is in use by another server; stop it, or choose another folder") from error
         try:
-            self.records = Records(self.folder / "pollux.sqlite", clock)
+            self.records = Records(database or self.folder / "pollux.sqlite", clock)
         except BaseException:
             self._lock.close()
             raise
@@ -64,6 +76,9 @@ class Store:
             sync_folder(part)
         self.indexes = Indexes(self.folder / "indexes")
         self.closing = threading.Event()  # tasks in the background that take long look at it
+        self.leases = Leases(self.records, new_id(16), lease)
+        if not database:
+            self.leases.break_all()
         self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "pollux-store")
         for file in self._uploads.iterdir():
             if self.records.has_media(file.name):

@@ -6,15 +6,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 
 from pollux.serve import caches, files, uploads
 from pollux.serve.batch_work import BatchWork
+from pollux.serve.errors import ApiError
 from pollux.serve.file_search import imports
 from pollux.serve.server import Server
 
 log = logging.getLogger("pollux.serve")
 
 SWEEP_SECONDS = 60.0
+ABANDONED_SECONDS = 600.0  # after which a file that is not checked yet is checked again: the server that had it may be gone
 
 
 class Upkeep:
@@ -26,6 +29,11 @@ class Upkeep:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: BatchWork | None = None
         self._begun = threading.Event()
+        self._more: list[tuple[float, Callable[[], None]]] = []
+
+    def also(self, seconds: float, work: Callable[[], None]) -> None:
+        """Have something that blocks done every so many seconds; before `start`."""
+        self._more.append((seconds, work))
 
     def start(self) -> None:
         if self._server.store is None:
@@ -52,7 +60,7 @@ class Upkeep:
 
     async def _run(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._batches())]
+        tasks = [asyncio.create_task(work) for work in (self._sweep(), self._batches(), *(self._every(*more) for more in self._more))]
         self._begun.set()
         await self._end.wait()
         for task in tasks:
@@ -61,20 +69,31 @@ class Upkeep:
 
     async def _sweep(self) -> None:
         """Once at the start and then every minute."""
-        unfinished = True
+        seconds = 0.0
         while True:
             try:
-                if unfinished:
+                if not seconds:
                     await asyncio.to_thread(uploads.forget_broken, self._server)
-                    await asyncio.to_thread(files.check_unfinished, self._server.store)
-                    await asyncio.to_thread(imports.resume, self._server)
-                    unfinished = False
+                    if not self._server.store.shared:
+                        await asyncio.to_thread(imports.resume, self._server)
+                await asyncio.to_thread(files.check_unfinished, self._server.store, seconds)
+                seconds = ABANDONED_SECONDS
                 await asyncio.to_thread(self._server.store.sweep)
                 await asyncio.to_thread(caches.release_ended, self._server)
             except Exception:
                 log.exception("the store could not be swept")
             self._tell()
             await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _every(self, seconds: float, work: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await asyncio.to_thread(work)
+            except ApiError as error:
+                log.warning("the servers of the database could not be asked: %s", error)
+            except Exception:
+                log.exception("something that is done every %g s failed", seconds)
 
     async def _batches(self) -> None:
         while True:

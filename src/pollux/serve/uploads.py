@@ -22,9 +22,9 @@ from starlette.routing import BaseRoute, Route
 
 from pollux import media
 from pollux.serve import files
-from pollux.serve.errors import ApiError, invalid
+from pollux.serve.errors import ApiError, disk_full, invalid
 from pollux.serve.listing import owner_of, store_of
-from pollux.serve.records import Record, disk_full
+from pollux.serve.records import Record
 from pollux.serve.server import VERSIONS, Server
 from pollux.serve.store import Store, new_id
 from pollux.serve.upload_target import Files, Target
@@ -228,10 +228,10 @@ class Uploads:
 
 
 def forget_broken(server: Server) -> None:
-    """Take away what the last end of the server left of uploads in one request, of which no client knows the name; blocks."""
+    """Take away what the last end of this server left of uploads in one request, of which no client knows the name; blocks."""
     store = store_of(server)
     for record in store.records.all("upload"):
-        if record.data.get("atOnce") and record.created < server.started:
+        if record.data.get("atOnce") and record.created < server.started and store.part(record.name).exists():
             store.delete(record)
             store.discard(record.name)
 
@@ -301,9 +301,16 @@ class _Writer:
 
 
 def _living(store: Store, name: str) -> Record:
+    """An upload that this server can go on with."""
     record = store.records.get("upload", name)
     if record is None:
         raise _gone()
+    if record.data["became"] is None and not store.part(name).exists():
+        message = (
+            "this upload was begun at another server of the same name, which has its bytes; whatever spreads requests over"
+            " the servers must send all of one client to the same"
+        )
+        raise ApiError(421, "FAILED_PRECONDITION", message, "UPLOAD_ELSEWHERE")
     return record
 
 

@@ -1,7 +1,8 @@
 """The routes of interactions: a turn is answered at once, as events, or in the background; later it is read, resumed or deleted.
 
 A request becomes one of generateContent and takes its path. A run that has ended is a record in the store, where the next turn
-finds it.
+finds it. One in the background is a record from its start: other servers of the same store tell by its lease whether it is still
+written, follow it there, and leave in it the wish that it be cancelled.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import logging
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,6 +34,9 @@ from pollux.serve.wire.interactions import CreateInteraction
 
 LIFETIME = 55 * 24 * 3600.0  # seconds that an interaction is remembered
 MOST_TURNS = 10_000  # that one conversation may have
+WATCH_SECONDS = 2.0  # between looks at what other servers did to a run in the background
+
+log = logging.getLogger("pollux.serve")
 
 _running: weakref.WeakKeyDictionary[Server, dict[str, Run]] = weakref.WeakKeyDictionary()
 
@@ -47,6 +52,8 @@ def routes(server: Server) -> list[BaseRoute]:
         if asked.background:
             await server.run(_store, server, run, RUNNING)
         run.task = asyncio.create_task(_finish(server, runs, run, plan, asked.store and server.store is not None))
+        if asked.background:
+            run.watch = asyncio.create_task(_watch(server, run))
         if asked.stream:
             return _events(run, "", leave=not asked.background)
         if not asked.background:
@@ -62,26 +69,33 @@ def routes(server: Server) -> list[BaseRoute]:
     async def get(request: Request) -> Response:
         run = await found(request)
         if request.query_params.get("stream") == "true":
+            _follow(server, run)
             return _events(run, request.query_params.get("last_event_id", ""), leave=False)
         return JSONResponse(run.shown(given=request.query_params.get("include_input") == "true"))
 
     async def cancel(request: Request) -> Response:
         run = await found(request)
-        if run.ended or run.task is None:
+        if run.ended:
             raise ApiError(
                 400, "FAILED_PRECONDITION", f"the interaction {run.id} is {run.data['status']}; only one in progress can be cancelled"
             )
-        run.task.cancel()
-        await run.wait()
+        await stop(run)
         return JSONResponse(run.shown())
 
     async def delete(request: Request) -> Response:
         run = await found(request)
-        if run.task is not None:
-            run.task.cancel()
-            await run.wait()
+        if not run.ended:
+            await stop(run)
         await server.run(_forget, server, run)
         return JSONResponse({})
+
+    async def stop(run: Run) -> None:
+        if run.task is not None:
+            run.task.cancel()
+        else:
+            await server.run(_wish_end, server, run)
+            _follow(server, run)
+        await run.wait()
 
     async def found(request: Request) -> Run:
         return await server.run(_find, server, request.path_params["interaction"], owner_of(request))
@@ -136,7 +150,7 @@ def _find(server: Server, name: str, owner: str) -> Run:
         record = store_of(server).records.get("interaction", name)
         if record is not None:
             run = Run(name, record.owner, record.data["data"], record.data["given"], record.data["steps"])
-            if not run.ended:  # of a server that is no more
+            if not run.ended and not store_of(server).leases.taken(record):  # of a server that is no more
                 run.data["status"] = "failed"
                 run.fail(ApiError(503, "ABORTED", "the server ended before the answer was complete"))
     if run is None or run.owner != owner:
@@ -154,8 +168,62 @@ async def _finish(server: Server, runs: dict[str, Run], run: Run, plan: Plan, ke
         run.error, status = api_error(error), "failed"
         run.fail(run.error)
     finally:
+        if run.watch is not None:
+            run.watch.cancel()
         run.end(status, rfc3339(time.time()))
         runs.pop(run.id, None)
+
+
+async def _watch(server: Server, run: Run) -> None:
+    """While a run is written, tell the other servers of the store so, and listen whether one of them wants it to end."""
+    while True:
+        try:
+            if await server.run(_renew, server, run):
+                assert run.task is not None
+                run.task.cancel()
+        except ApiError as error:  # the database does not answer now
+            log.warning("the interaction %s is not renewed: %s", run.id, error)
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+def _renew(server: Server, run: Run) -> bool:
+    """Keep the lease of a run; whether it shall end. Blocks."""
+    store = store_of(server)
+    record = store.records.get("interaction", run.id)
+    if record is None:
+        return True
+    store.leases.take([record])
+    return bool(record.data.get("unwanted"))
+
+
+def _wish_end(server: Server, run: Run) -> None:
+    store = store_of(server)
+    record = store.records.get("interaction", run.id)
+    if record is not None:
+        store.records.update(record, {"unwanted": True})
+
+
+def _follow(server: Server, run: Run) -> None:
+    """Have the events of a run that another server writes: when it ends, they come all at once."""
+
+    async def follow() -> None:
+        while not run.ended:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                now = await server.run(_find, server, run.id, run.owner)
+            except ApiError as error:
+                if error.code == 503:
+                    continue
+                run.fail(error)
+                run.end("failed", rfc3339(time.time()))
+                return
+            run.steps = now.steps
+            if now.ended:
+                run.data |= now.data
+                run.end(now.data["status"], now.data["updated"])
+
+    if run.task is None and not run.ended:
+        run.watch = asyncio.create_task(follow())
 
 
 def _store(server: Server, run: Run, status: str) -> None:
@@ -169,7 +237,9 @@ def _store(server: Server, run: Run, status: str) -> None:
             message = f"your files and interactions would take more than the limit of {most} bytes; delete some, or set store to false"
             raise ApiError(429, "RESOURCE_EXHAUSTED", message, "STORAGE_FULL")
         if found is None:
-            store.records.add("interaction", run.id, content, run.owner, expires=store.clock() + LIFETIME, size=size)
+            found = store.records.add("interaction", run.id, content, run.owner, expires=store.clock() + LIFETIME, size=size)
+            if status == RUNNING:
+                store.leases.take([found])
         else:
             store.records.update(found, content, size=size)
 

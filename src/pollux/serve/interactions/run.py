@@ -36,6 +36,7 @@ class Run:
     steps: list[Json] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)  # another one after each
     task: asyncio.Task[None] | None = None  # that writes it
+    watch: asyncio.Task[None] | None = None  # that looks after it at other servers
     error: ApiError | None = None  # that broke it off
 
     @property
