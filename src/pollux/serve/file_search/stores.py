@@ -94,7 +94,7 @@ def new_name(display_name: str) -> str:
 def _create(server: Server, asked: FileSearchStore, owner: str) -> Record:
     store, most = store_of(server), server.settings.max_file_search_stores
     if store.shared:
-        raise ApiError(400, "FAILED_PRECONDITION", "servers that share a database have no file search stores, whose indexes are a server's own")
+        raise ApiError(400, "FAILED_PRECONDITION", "servers that share a database have no file search stores: an index is one server's own")
     check_display_name(asked.display_name)
     served = server.find(asked.embedding_model) if asked.embedding_model else next(iter(server.models.values()))
     data = {"displayName": asked.display_name, "embeddingModel": f"models/{served.name}"}
