@@ -81,6 +81,18 @@ def test_a_lease_that_finds_too_few_pages_changes_nothing():
     assert (_used(ledger), lease.covered) == before
 
 
+def test_a_long_row_needs_no_more_pages_of_a_window_than_its_ring():
+    ledger = Ledger(PAGE, {5: 3}, {GLOBAL: 40, 5: 4})
+    lease = ledger.lease()
+    lease.cover(20 * PAGE)
+    assert _used(ledger) == {GLOBAL: 20, 5: 3} and len(set(lease.tables[5].tolist())) == 3
+    lease.cover(40 * PAGE)
+    with pytest.raises(NoPages):
+        ledger.lease().cover(3 * PAGE)
+    lease.release()
+    assert set(_used(ledger).values()) == {0}
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 30)), max_size=40))
 def test_no_page_is_lost_or_written_by_two(steps):

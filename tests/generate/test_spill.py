@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import threading
 
 import jax
 import numpy as np
@@ -152,7 +153,7 @@ def test_files_that_change_places_are_noticed(plain_model, tmp_path):
 
 
 def put(spill, **data):
-    spill.put(list(data), [lambda one=one: one for one in data.values()])
+    spill.put(list(data), [lambda one=one: one for one in data.values()], sum(map(len, data.values())))
     spill.flush()
 
 
@@ -190,6 +191,26 @@ def test_memory_keeps_to_its_bytes_and_serves_what_the_folder_lost(tmp_path):
     put(spill, a=b"a" * 100)
     (tmp_path / "a.page").unlink()
     assert spill.get("a") == b"a" * 100
+    spill.close()
+
+
+def test_what_comes_faster_than_it_is_written_is_left_out_or_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr("pollux.generate.spill._MOST_PENDING", 150)
+    spill, written = Spill(tmp_path, 10_000, 0), threading.Event()
+
+    def late():
+        written.wait()
+        return b"a" * 100
+
+    spill.put(["a"], [late], 100)
+    spill.put(["b"], [late], 100)
+    assert spill.is_full
+    spill.put(["c"], [late], 100)
+    assert [name in spill for name in "abc"] == [True, True, False]
+    threading.Timer(0.1, written.set).start()
+    spill.put(["d"], [late], 100, wait=True)
+    spill.flush()
+    assert [spill.get(name) for name in "abcd"] == [b"a" * 100, b"a" * 100, None, b"a" * 100] and not spill.is_full
     spill.close()
 
 

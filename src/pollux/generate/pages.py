@@ -79,6 +79,9 @@ class Pool:
             else:
                 self._free.append(page)
 
+    def users(self, page: int) -> int:
+        return self._users[page]
+
     def name(self, page: int, name: bytes) -> None:
         """Let a page that is full be found; the first of equal pages keeps the name."""
         if name not in self._page_of and page not in self._name_of:
@@ -160,7 +163,7 @@ class Lease:
     def cover(self, end: int) -> None:
         """Have pages for the tokens before position `end`. Raises NoPages and changes nothing if there are not enough."""
         number = -(-end // self._ledger.page)
-        if any(pool.available < number - self.covered for pool in self._ledger.pools.values()):
+        if not all(self._can_take(kind, number - self.covered) for kind in self._ledger.pools):
             raise NoPages
         while self.covered < number:
             for kind, pool in self._ledger.pools.items():
@@ -170,6 +173,18 @@ class Lease:
                 self._put(kind, self.covered, pool.take())
             self.covered += 1
         self._ledger.tell_evicted()
+
+    def _can_take(self, kind: int, new: int) -> bool:
+        """Whether there are as many more pages of a kind. A ring gives back one for each it takes, which counts if nobody else has it; when
+        it has gone round, all are its own."""
+        pool, ring = self._ledger.pools[kind], self._ledger.rings.get(kind, new)
+        available = pool.available
+        for number in range(self.covered - ring, self.covered - ring + min(new, ring)):
+            page = self._held[kind].get(number) if kind else None
+            available += (page is not None and pool.users(page) == 1) - 1
+            if available < 0:
+                return False
+        return True
 
     def pages(self, kind: int) -> dict[int, int]:
         """The pages of a kind that the row has, by their numbers in it."""

@@ -42,7 +42,8 @@ class Shelf:
                 return
             group = new[start : start + GROUP]
             arrays = _Group(_taken(cache, kind, _padded([page for page, _ in group])))
-            self._spill.put([stored for _, stored in group], [functools.partial(arrays.page, i) for i in range(len(group))], wait)
+            data = [functools.partial(arrays.page, i) for i in range(len(group))]
+            self._spill.put([stored for _, stored in group], data, GROUP * sum(size for *_, size in _forms(cache, kind)), wait)
 
     def fetch(self, cache: Cache, ledger: Ledger, names: Sequence[bytes], open_at: Iterable[int] = ()) -> Cache | None:
         """Bring back pages of a prompt whose full pages have these names, where that lets it begin later; the cache with them, None if

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".page"
 _DIGEST = 32  # bytes at the start of a file
-_MOST_PENDING = 16  # calls of `put` whose bytes wait to be written
+_MOST_PENDING = 1 << 30  # bytes that wait to be written
 
 
 class Spill:
@@ -31,9 +31,9 @@ class Spill:
         self._lock, self._work = threading.Lock(), threading.Condition()
         self._files: collections.OrderedDict[str, int] = collections.OrderedDict()  # name -> size, the longest unused first
         self._memory: collections.OrderedDict[str, bytes] = collections.OrderedDict()
-        self._file_bytes = self._memory_bytes = 0
+        self._file_bytes = self._memory_bytes = self._pending_bytes = 0
         self._pending: dict[str, Callable[[], bytes]] = {}  # not in a file yet
-        self._queue: collections.deque[Sequence[str]] = collections.deque()
+        self._queue: collections.deque[tuple[Sequence[str], int]] = collections.deque()
         self._closing = False
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -52,11 +52,11 @@ class Spill:
     @property
     def is_full(self) -> bool:
         """Whether so much waits to be written that no more is taken now."""
-        return len(self._queue) >= _MOST_PENDING
+        return self._pending_bytes >= _MOST_PENDING
 
-    def put(self, names: Sequence[str], data: Sequence[Callable[[], bytes]], wait: bool = False) -> None:
-        """Keep some bytes, unless more than can be written are waiting already. data: each is called later, on another thread. wait: until
-        there is room."""
+    def put(self, names: Sequence[str], data: Sequence[Callable[[], bytes]], size: int, wait: bool = False) -> None:
+        """Keep some bytes, `size` of them together, unless as many as may be wait to be written already. data: each is called later, on
+        another thread. wait: until there is room."""
         if wait:
             with self._work:
                 self._work.wait_for(lambda: not self.is_full)
@@ -65,7 +65,8 @@ class Spill:
             if self._closing or not new or self.is_full:
                 return
             self._pending |= new
-            self._queue.append(list(new))
+            self._pending_bytes += size
+            self._queue.append((list(new), size))
         with self._work:
             self._work.notify_all()
 
@@ -110,7 +111,7 @@ class Spill:
                 self._work.wait_for(lambda: self._queue or self._closing)
                 if not self._queue:
                     return
-                names = self._queue.popleft()
+                names, size = self._queue.popleft()
             for name in names:
                 try:
                     data = self._pending[name]()
@@ -122,6 +123,7 @@ class Spill:
                 with self._lock:
                     for name in names:
                         del self._pending[name]
+                    self._pending_bytes -= size
                 self._work.notify_all()
 
     def _remember(self, name: str, data: bytes) -> None:
