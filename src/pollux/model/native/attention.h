@@ -41,7 +41,13 @@ inline Vec load(const int8_t* x) {  // doubling the width step by step, which is
   return __builtin_convertvector(__builtin_convertvector(shorts, IntVec), Vec);
 }
 inline void store(float* x, Vec v) { *reinterpret_cast<Vec*>(x) = v; }
-inline Vec all(float x) { return Vec{} + x; }
+inline Vec all(float x) { return x - Vec{}; }  // unlike x + 0, which turns -0 into 0, this is a mere broadcast
+// Have v read once, into a register; GCC would read it from memory for every use, and then reading is what takes the time.
+inline void hold(Vec& v) {
+#if defined(__AVX__)
+  asm("" : "+v"(v));
+#endif
+}
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 inline float sum(Vec v) {
@@ -117,7 +123,10 @@ inline void tile(const float* a, int64_t ar, int64_t ak, const T* b, int64_t bk,
   for (int64_t k = 0; k < n; k++) {
     Vec row[W];
 #pragma GCC unroll 4
-    for (int w = 0; w < W; w++) row[w] = load(b + k * bk + w * kLanes);
+    for (int w = 0; w < W; w++) {
+      row[w] = load(b + k * bk + w * kLanes);
+      if (R > 1) hold(row[w]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const Vec x = all(a[r * ar + k * ak]);
@@ -146,6 +155,7 @@ struct Attention {
   const float *q, *mask;
   const int32_t* table = nullptr;  // none: a row's keys are one page
   int64_t P = S;                   // keys of a page
+  int64_t first = 0, end = 0;      // without a mask, which few_queries.h can do without: the keys that are seen; key s is in slot s mod S
 
   // Where key s of row b lies.
   int64_t at(int64_t b, int64_t s) const { return table ? table[b * (S / P) + s / P] * P + s % P : b * S + s; }
