@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pollux.model import native
-from pollux.model.attention import Angles, log_n_scale, rope_kind
+from pollux.model.attention import rope_frequencies, rope_kind
 from pollux.model.cache import Cache, LayerCache
 from pollux.model.config import Activation, LayerConfig, ModelConfig
 from pollux.model.dot_attention import Rounded, has_kernels
@@ -28,7 +27,7 @@ from pollux.model.spec import Params, is_spec
 from pollux.model.weight import Weight
 
 MOST = 2**22  # weights of all layers: each thread reads all of them, which costs little while they stay in a cache of the processor
-OWN = 18  # arguments of a kind of layers before its keys and values
+STEP, KIND = 4, 18  # arguments of a step, and of each kind of layers, of which the last two are keys and values
 
 
 def covers(params: Params, config: ModelConfig, cache: Cache | None, tokens: int, dtype) -> bool:
@@ -48,25 +47,27 @@ def decode_layers(
     x_BD: jax.Array,
     position_B: jax.Array,
     segment_B: jax.Array,
-    angles: Mapping[tuple[int, float, float], Angles],
     cache: Cache,
 ) -> tuple[jax.Array, Cache]:
-    """What the layers make of a token a row: hidden states [B, D] before the final norm, and the cache with its keys and values.
+    """What the layers and the final norm make of a token a row: hidden states [B, D], and the cache with its keys and values.
 
-    A row of segment 0 neither reads nor writes the cache, and its hidden state is x. angles: cos and sin [B, 1, H/2] by `rope_kind`.
+    A row of segment 0 neither reads nor writes the cache, and its hidden state is x.
     """
     groups = config.pattern if config.num_groups else ()
     kinds = (*groups, *config.tail)
     caches = [own for own in (*cache.groups, *cache.tail) if own is not None]
-    args = [x_BD, position_B.astype(jnp.int32), segment_B.astype(jnp.int32)]
+    args = [x_BD, position_B.astype(jnp.int32), segment_B.astype(jnp.int32), params["final_norm"]["scale"]]
+    kinds_of_rope = {rope_kind(layer.attention) for layer in kinds if layer.attention.position == "rope"}
+    frequencies = {kind: rope_frequencies(*kind) for kind in kinds_of_rope}
+    none = jnp.zeros(0, jnp.float32)
     for layer, weights, own in zip(kinds, (*params["groups"], *params["tail"]), caches, strict=True):
-        args += [*_weights(layer, weights), *_of_rows(layer, position_B, angles), _table(own, len(x_BD)), own.k, own.v]
-    first = [3 + i * (OWN + 2) + OWN for i in range(len(kinds))]
+        frequency = frequencies[rope_kind(layer.attention)] if layer.attention.position == "rope" else none
+        args += [*_weights(layer, weights), frequency, _table(own, len(x_BD)), own.k, own.v]
     stacks = [x for own in caches for x in (own.k, own.v)]
     call = jax.ffi.ffi_call(
         "pollux_decode_layers",
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (x_BD, *stacks)],
-        input_output_aliases={at + j: 1 + 2 * i + j for i, at in enumerate(first) for j in range(2)},
+        input_output_aliases={STEP + i * KIND + KIND - 2 + j: 1 + 2 * i + j for i in range(len(kinds)) for j in range(2)},
         vmap_method="sequential",
     )
     out, *written = call(
@@ -76,6 +77,8 @@ def decode_layers(
         windows=np.array([layer.attention.window for layer in kinds], np.int64),
         activations=np.array([_activation(layer) for layer in kinds], np.int64),
         value_norms=np.array([layer.attention.value_norm for layer in kinds], np.int64),
+        log_n_natives=np.array([layer.attention.log_n_native for layer in kinds], np.int64),
+        scales=np.array([layer.attention.scale or layer.attention.head_dim**-0.5 for layer in kinds], np.float32),
         eps=np.float32(config.norm_eps),
     )
     new = [replace(own, k=k, v=v) for own, k, v in zip(caches, written[::2], written[1::2], strict=True)]
@@ -117,14 +120,6 @@ def _weights(layer: LayerConfig, params: Params) -> list[Any]:
         scale("feed_forward_post_norm"),
         params["layer_scale"] if layer.layer_scale else none,
     ]
-
-
-def _of_rows(layer: LayerConfig, position_B: jax.Array, angles: Mapping[tuple[int, float, float], Angles]) -> list[jax.Array]:
-    """cos and sin [B, H/2], empty without RoPE, and what queries are multiplied by [B]."""
-    a = layer.attention
-    cos, sin = (x[:, 0] for x in angles[rope_kind(a)]) if a.position == "rope" else (jnp.zeros(0, jnp.float32),) * 2
-    sharper = log_n_scale(position_B, a.log_n_native) if a.log_n_native else jnp.ones(len(position_B))
-    return [cos, sin, sharper * jnp.float32(a.scale or a.head_dim**-0.5)]
 
 
 def _table(own: LayerCache, rows: int) -> jax.Array:

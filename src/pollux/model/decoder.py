@@ -61,9 +61,8 @@ def hidden(
     x, soft, soft_index = _embed(params, config, inputs, dtype)
     B, T = inputs.ids.shape
     if cache is not None and covers(params, config, cache, T, dtype):
-        angles = _angles(config, inputs.position)
-        y, cache = decode_layers(params, config, x[:, 0], inputs.position[:, 0], inputs.segment[:, 0], angles, cache)
-        return Output(norm(params["final_norm"], config, y[:, None]), cache, jnp.zeros((), jnp.float32))
+        y, cache = decode_layers(params, config, x[:, 0], inputs.position[:, 0], inputs.segment[:, 0], cache)
+        return Output(y[:, None], cache, jnp.zeros((), jnp.float32))
     index = jnp.broadcast_to(jnp.arange(T), (B, T)) if cache is None else inputs.position
     positions = Positions(index, inputs.position, inputs.segment, inputs.branch, inputs.group)
     group_positions = _group_positions(positions, len(soft))

@@ -14,6 +14,12 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace pollux {
 
 #if defined(__AVX512F__)
@@ -46,6 +52,19 @@ inline Vec all(float x) { return x - Vec{}; }  // unlike x + 0, which turns -0 i
 inline void hold(Vec& v) {
 #if defined(__AVX__)
   asm("" : "+v"(v));
+#endif
+}
+// x y + sum, rounded once where the processor can. GCC would decide by what it takes for faster, so that a row's bits depended on how many
+// rows there are.
+inline Vec fused(Vec x, Vec y, Vec sum) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)sum);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sum);
+#elif defined(__aarch64__)
+  return (Vec)vfmaq_f32((float32x4_t)sum, (float32x4_t)x, (float32x4_t)y);
+#else
+  return x * y + sum;
 #endif
 }
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -131,7 +150,7 @@ inline void tile(const float* a, int64_t ar, int64_t ak, const T* b, int64_t bk,
     for (int r = 0; r < R; r++) {
       const Vec x = all(a[r * ar + k * ak]);
 #pragma GCC unroll 4
-      for (int w = 0; w < W; w++) sums[r][w] += x * row[w];
+      for (int w = 0; w < W; w++) sums[r][w] = fused(x, row[w], sums[r][w]);
     }
   }
 #pragma GCC unroll 8

@@ -12,7 +12,7 @@ using Numbers = ffi::Span<const int64_t>;
 namespace {
 
 constexpr int64_t kMostRows = 16;  // of a block: more share a reading of the weights, fewer leave more to share out
-constexpr size_t kArguments = 20;  // of a kind of layers, in the order of pollux/model/decode_layers.py
+constexpr size_t kArguments = 18;  // of a kind of layers, in the order of pollux/model/decode_layers.py
 
 // The arguments of one kind of layers after the other. What does not fit is noted, and found out at the end.
 struct Reader {
@@ -66,22 +66,20 @@ bool describe(ffi::RemainingArgs& args, size_t first, int64_t layers, int64_t nu
   a.gate = read.floats(layers, number, D * a.F, true);
   a.down = read.floats(layers, number, a.F * D);
   a.feed_post = read.floats(layers, number, D, true);
-  a.scale = read.floats(layers, number, 1, true);
-  a.cos = read.floats(1, 0, B * (a.H / 2), true);
-  a.sin = read.floats(1, 0, B * (a.H / 2), true);
-  a.query_scale = read.floats(1, 0, B);
-  return read.fits && (a.cos == nullptr) == (a.sin == nullptr) && !(a.cos && a.H % 2);
+  a.layer_scale = read.floats(layers, number, 1, true);
+  a.frequency = read.floats(1, 0, a.H / 2, true);
+  return read.fits && !(a.frequency && a.H % 2);
 }
 
-ffi::Error decode_layers(ffi::ThreadPool pool, Floats x, Ints position, Ints segment, ffi::RemainingArgs args, ffi::Result<Floats> out, ffi::RemainingRets stacks, int64_t groups, int64_t pattern, Numbers windows, Numbers activations, Numbers value_norms, float eps) {
+ffi::Error decode_layers(ffi::ThreadPool pool, Floats x, Ints position, Ints segment, Floats final_norm, ffi::RemainingArgs args, ffi::Result<Floats> out, ffi::RemainingRets stacks, int64_t groups, int64_t pattern, Numbers windows, Numbers activations, Numbers value_norms, Numbers log_n_natives, ffi::Span<const float> scales, float eps) {
   const size_t kinds = windows.size();
   const auto shape = x.dimensions();
-  if (shape.size() != 2 || args.size() != kinds * kArguments || stacks.size() != 2 * kinds || activations.size() != kinds || value_norms.size() != kinds)
-    return ffi::Error::InvalidArgument("pollux_decode_layers: 20 arguments and two results of each kind of layers");
+  if (shape.size() != 2 || args.size() != kinds * kArguments || stacks.size() != 2 * kinds || activations.size() != kinds || value_norms.size() != kinds || log_n_natives.size() != kinds || scales.size() != kinds)
+    return ffi::Error::InvalidArgument("pollux_decode_layers: 18 arguments and two results of each kind of layers");
   const int64_t B = shape[0], D = shape[1];
-  if (position.element_count() != size_t(B) || segment.element_count() != size_t(B) || out->element_count() != x.element_count())
-    return ffi::Error::InvalidArgument("pollux_decode_layers: x [B, D], position and segment [B] do not fit");
-  pollux::Step step{B, D, eps, x.typed_data(), position.typed_data(), out->typed_data(), {}};
+  if (position.element_count() != size_t(B) || segment.element_count() != size_t(B) || final_norm.element_count() != size_t(D) || out->element_count() != x.element_count())
+    return ffi::Error::InvalidArgument("pollux_decode_layers: x [B, D], position and segment [B] and the final norm [D] do not fit");
+  pollux::Step step{B, D, eps, x.typed_data(), position.typed_data(), final_norm.typed_data(), out->typed_data(), {}};
   auto append = [&](size_t kind, int64_t layers, int64_t number) {
     auto keys = stacks.get<Floats>(2 * kind), values = stacks.get<Floats>(2 * kind + 1);
     Layer layer{};
@@ -89,6 +87,8 @@ ffi::Error decode_layers(ffi::ThreadPool pool, Floats x, Ints position, Ints seg
     layer.window = windows[kind];
     layer.activation = static_cast<pollux::Activation>(activations[kind]);
     layer.value_norm = value_norms[kind] != 0;
+    layer.log_n_native = log_n_natives[kind];
+    layer.scale = scales[kind];
     step.layers.push_back(layer);
     return true;
   };
@@ -123,4 +123,4 @@ ffi::Error decode_layers(ffi::ThreadPool pool, Floats x, Ints position, Ints seg
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pollux_decode_layers, decode_layers,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Ints>().Arg<Ints>().RemainingArgs().Ret<Floats>().RemainingRets().Attr<int64_t>("groups").Attr<int64_t>("pattern").Attr<Numbers>("windows").Attr<Numbers>("activations").Attr<Numbers>("value_norms").Attr<float>("eps"));
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Ints>().Arg<Ints>().Arg<Floats>().RemainingArgs().Ret<Floats>().RemainingRets().Attr<int64_t>("groups").Attr<int64_t>("pattern").Attr<Numbers>("windows").Attr<Numbers>("activations").Attr<Numbers>("value_norms").Attr<Numbers>("log_n_natives").Attr<ffi::Span<const float>>("scales").Attr<float>("eps"));

@@ -10,17 +10,12 @@ namespace pollux {
 
 constexpr int64_t kInner = 64;    // inputs at a time: enough for a tile to be worth its loading and storing, few enough for their
 constexpr int64_t kStreamed = 8;  // weights to be read nearly in the order in which they lie, which counts most for few rows
-#if defined(__AVX__) && !defined(__AVX512F__)
-constexpr int64_t kTall = 6;  // rows of a tile: as many sums as there are registers for
-#else
-constexpr int64_t kTall = kTileRows;
-#endif
 
 // All rows times W vectors of outputs, of n inputs.
 template <int W>
 inline void columns(const float* x, int64_t xs, int64_t rows, const float* w, int64_t ws, float* y, int64_t ys, int64_t n, bool add) {
   int64_t r = 0;
-  for (; r + kTall <= rows; r += kTall) tile<kTall, W>(x + r * xs, xs, 1, w, ws, y + r * ys, ys, n, add);
+  for (; r + kTileRows <= rows; r += kTileRows) tile<kTileRows, W>(x + r * xs, xs, 1, w, ws, y + r * ys, ys, n, add);
   for (; r + 4 <= rows; r += 4) tile<4, W>(x + r * xs, xs, 1, w, ws, y + r * ys, ys, n, add);
   for (; r + 2 <= rows; r += 2) tile<2, W>(x + r * xs, xs, 1, w, ws, y + r * ys, ys, n, add);
   for (; r < rows; r++) tile<1, W>(x + r * xs, xs, 1, w, ws, y + r * ys, ys, n, add);
