@@ -39,7 +39,10 @@ COVERED = dict(
     parallel_scaled=config(LayerConfig(dataclasses.replace(MHA, qk_norm=False), FEED_FORWARD, parallel=True, layer_scale=True)),
     tail=config(
         LayerConfig(AttentionConfig(2, 2, 8, position="sinusoidal", window=3), FEED_FORWARD),
-        tail=(LayerConfig(AttentionConfig(9, 1, 8, rope_base=100.0), FeedForwardConfig(8, "silu", gated=False)), LayerConfig(MHA, FEED_FORWARD)),
+        tail=(
+            LayerConfig(AttentionConfig(9, 1, 8, rope_base=100.0), FeedForwardConfig(8, "silu", gated=False)),
+            LayerConfig(MHA, FEED_FORWARD),
+        ),
     ),
     tail_alone=config(groups=0, tail=(LayerConfig(MHA, FEED_FORWARD),)),
 )
