@@ -7,7 +7,7 @@ from pollux.model import native
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["product", "attention"])
+@pytest.mark.parametrize("name", ["product", "attention", "decode_layers"])
 @pytest.mark.parametrize("processor", ["any", "avx2", "this"])
 def test_kernels_stay_within_their_memory_and_are_right(name, processor, tmp_path):
     compiler = native.compiler()

@@ -47,12 +47,16 @@ def visible(query: Positions, key: Positions, window: int = 0, two_way: bool = T
 Angles = tuple[jax.Array, jax.Array]  # cos and sin [B, T, H/2]
 
 
-def rope_angles(position: jax.Array, head_dim: int, base: float, fraction: float) -> Angles:
-    """cos and sin [B, T, H/2] of position * base^(-2i/H); beyond `fraction` of the pairs it is 0 (Su et al. 2021; Gemma)."""
+def rope_frequencies(head_dim: int, base: float, fraction: float) -> jax.Array:
+    """float32 [H/2]: base^(-2i/H), and 0 beyond `fraction` of the pairs (Su et al. 2021; Gemma)."""
     half = head_dim // 2
     frequency = base ** (-2.0 * jnp.arange(half) / head_dim)
-    frequency = jnp.where(jnp.arange(half) < int(half * fraction), frequency, 0.0)
-    angle = position[..., None].astype(jnp.float32) * frequency
+    return jnp.where(jnp.arange(half) < int(half * fraction), frequency, 0.0)
+
+
+def rope_angles(position: jax.Array, head_dim: int, base: float, fraction: float) -> Angles:
+    """cos and sin [B, T, H/2] of position * frequency."""
+    angle = position[..., None].astype(jnp.float32) * rope_frequencies(head_dim, base, fraction)
     return jnp.cos(angle), jnp.sin(angle)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from pollux.model.attention import Angles, KeysValues, Positions, Sight, output, project, rope_angles, rope_kind, self_attention, visible
 from pollux.model.cache import Cache, LayerCache
 from pollux.model.config import AttentionConfig, LayerConfig, ModelConfig
+from pollux.model.decode_layers import covers, decode_layers
 from pollux.model.dot_attention import additive_mask, attend
 from pollux.model.embedders import embed_soft
 from pollux.model.experts import experts, separate_experts
@@ -59,6 +60,9 @@ def hidden(
     """
     x, soft, soft_index = _embed(params, config, inputs, dtype)
     B, T = inputs.ids.shape
+    if cache is not None and covers(params, config, cache, T, dtype):
+        y, cache = decode_layers(params, config, x[:, 0], inputs.position[:, 0], inputs.segment[:, 0], cache)
+        return Output(y[:, None], cache, jnp.zeros((), jnp.float32))
     index = jnp.broadcast_to(jnp.arange(T), (B, T)) if cache is None else inputs.position
     positions = Positions(index, inputs.position, inputs.segment, inputs.branch, inputs.group)
     group_positions = _group_positions(positions, len(soft))

@@ -49,6 +49,12 @@ def attention() -> ctypes.CDLL | None:
     return _library("attention", calls, (*FLAGS, THIS_PROCESSOR), "attention takes longer")
 
 
+@functools.cache
+def decoding() -> ctypes.CDLL | None:
+    """A step of generation through all layers as one FFI call of XLA for the processor that is here; None without a compiler."""
+    return _library("decode_layers", ("pollux_decode_layers",), (*FLAGS, THIS_PROCESSOR), "a step of generation takes about twice as long")
+
+
 def _library(name: str, calls: tuple[str, ...], flags: tuple[str, ...], cost: str) -> ctypes.CDLL | None:
     """NAME.cc as a shared library with its FFI calls registered; `cost`: what it means to be without, for the warning."""
     headers = sorted((Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api").glob("*.h"))

@@ -14,6 +14,12 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace pollux {
 
 #if defined(__AVX512F__)
@@ -41,7 +47,26 @@ inline Vec load(const int8_t* x) {  // doubling the width step by step, which is
   return __builtin_convertvector(__builtin_convertvector(shorts, IntVec), Vec);
 }
 inline void store(float* x, Vec v) { *reinterpret_cast<Vec*>(x) = v; }
-inline Vec all(float x) { return Vec{} + x; }
+inline Vec all(float x) { return x - Vec{}; }  // unlike x + 0, which turns -0 into 0, this is a mere broadcast
+// Have v read once, into a register; GCC would read it from memory for every use, and then reading is what takes the time.
+inline void hold(Vec& v) {
+#if defined(__AVX__)
+  asm("" : "+v"(v));
+#endif
+}
+// x y + sum, rounded once where the processor can. GCC would decide by what it takes for faster, so that a row's bits depended on how many
+// rows there are.
+inline Vec fused(Vec x, Vec y, Vec sum) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)sum);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sum);
+#elif defined(__aarch64__)
+  return (Vec)vfmaq_f32((float32x4_t)sum, (float32x4_t)x, (float32x4_t)y);
+#else
+  return x * y + sum;
+#endif
+}
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 inline float sum(Vec v) {
@@ -117,12 +142,15 @@ inline void tile(const float* a, int64_t ar, int64_t ak, const T* b, int64_t bk,
   for (int64_t k = 0; k < n; k++) {
     Vec row[W];
 #pragma GCC unroll 4
-    for (int w = 0; w < W; w++) row[w] = load(b + k * bk + w * kLanes);
+    for (int w = 0; w < W; w++) {
+      row[w] = load(b + k * bk + w * kLanes);
+      if (R > 1) hold(row[w]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const Vec x = all(a[r * ar + k * ak]);
 #pragma GCC unroll 4
-      for (int w = 0; w < W; w++) sums[r][w] += x * row[w];
+      for (int w = 0; w < W; w++) sums[r][w] = fused(x, row[w], sums[r][w]);
     }
   }
 #pragma GCC unroll 8
@@ -146,6 +174,7 @@ struct Attention {
   const float *q, *mask;
   const int32_t* table = nullptr;  // none: a row's keys are one page
   int64_t P = S;                   // keys of a page
+  int64_t first = 0, end = 0;      // without a mask, which few_queries.h can do without: the keys that are seen; key s is in slot s mod S
 
   // Where key s of row b lies.
   int64_t at(int64_t b, int64_t s) const { return table ? table[b * (S / P) + s / P] * P + s % P : b * S + s; }

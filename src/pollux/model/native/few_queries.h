@@ -65,17 +65,18 @@ inline void visible(const float* mask, int64_t n, int64_t& first, int64_t& end) 
   if (first == n) end = 0;
 }
 
-// Turn n scores into probabilities; returns the log of the sum of their exponentials. There is room for kLanes more.
+// Turn n scores into probabilities, under a mask if there is one; returns the log of the sum of their exponentials. There is room for
+// kLanes more.
 inline float softmax(float* row, const float* mask, int64_t n) {
   Vec most = all(kMasked / 2);
   int64_t s = 0;
   for (; s + kLanes <= n; s += kLanes) {
-    const Vec x = load(row + s) + load(mask + s);
+    const Vec x = mask ? load(row + s) + load(mask + s) : load(row + s);
     store(row + s, x);
     most = x > most ? x : most;
   }
   float top = maximum(most);
-  for (; s < n; s++) top = std::max(top, row[s] += mask[s]);
+  for (; s < n; s++) top = std::max(top, row[s] += mask ? mask[s] : 0.0f);
   std::fill(row + n, row + padded(n), kMasked);
   Vec sums = {};
   for (s = 0; s < n; s += kLanes) {
@@ -95,11 +96,11 @@ void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t firs
   const int64_t stride = a.K * a.H, width = padded(a.H), keys = padded(a.S) + kLanes;
   float *p = memory, *q = p + heads * R * keys, *y = q + heads * R * width;
   const float* masks[R];
-  int64_t low = a.S, high = 0;  // the keys from the first to the last that any row sees
+  int64_t low = std::max(a.S, a.end), high = 0;  // the keys from the first to the last that any row sees
   for (int r = 0; r < R; r++) {
-    int64_t first, end;
-    masks[r] = a.mask + (b * a.T + (first_row + r) / a.G()) * a.S;
-    visible(masks[r], a.S, first, end);
+    int64_t first = a.first, end = a.end;
+    masks[r] = a.mask ? a.mask + (b * a.T + (first_row + r) / a.G()) * a.S : nullptr;
+    if (a.mask) visible(masks[r], a.S, first, end);
     low = std::min(low, first), high = std::max(high, end);
   }
   // Where the query, and the output, of row r of a head are.
@@ -114,7 +115,7 @@ void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t firs
   auto runs = [&](auto f) {
     for (int64_t s = low, n; s < high; s += n) {
       n = std::min<int64_t>({high - s, a.P - s % a.P, kLanes});
-      f(s - low, n, a.at(b, s) * a.K + first_head, a.at(b, s + n < high ? s + n : low) * a.K + first_head);
+      f(s - low, n, a.at(b, s % a.S) * a.K + first_head, a.at(b, (s + n < high ? s + n : low) % a.S) * a.K + first_head);
     }
   };
   runs([&](int64_t first, int64_t n, int64_t vector, int64_t next) {
@@ -131,7 +132,7 @@ void forward_rows(const Attention& a, const Keys<T>& in, int64_t b, int64_t firs
   for (int64_t head = 0; head < heads; head++)
     for (int r = 0; r < R; r++) {
       const int64_t n = at(head, r) / a.H;  // [B, T, N] -> [B, N, T]
-      log_sum[(b * a.N + n % a.N) * a.T + n / a.N % a.T] = softmax(p + (head * R + r) * keys, masks[r] + low, count);
+      log_sum[(b * a.N + n % a.N) * a.T + n / a.N % a.T] = softmax(p + (head * R + r) * keys, masks[r] ? masks[r] + low : nullptr, count);
     }
   std::memset(y, 0, heads * R * width * sizeof(float));
   runs([&](int64_t first, int64_t n, int64_t vector, int64_t next) {
