@@ -21,3 +21,9 @@ def database_servers():
 def database(request, tmp_path, database_servers):
     """The place of an empty database of each kind: a file, or the URL of a server that the tests have started."""
     return str(tmp_path / "a.sqlite") if request.param == "sqlite" else database_servers.url(request.param)
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def database_server(request, database_servers):
+    """The URL of an empty database of each server."""
+    return database_servers.url(request.param)

@@ -307,5 +307,6 @@ def test_a_document_deleted_during_its_import_stays_away(client, running, store)
 def test_servers_that_share_a_database_have_no_stores(tmp_path):
     shared = {"objects": f"file://{tmp_path}/objects", "database": f"sqlite:///{tmp_path}/shared.sqlite"}
     with serving(tmp_path / "here", MODELS, **shared) as running:
+        client = client_of(running.url)
         with pytest.raises(errors.ClientError, match="share a database"):
-            client_of(running.url).file_search_stores.create()
+            client.file_search_stores.create()

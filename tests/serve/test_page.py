@@ -41,9 +41,9 @@ def test_what_is_typed_is_answered_while_the_answer_is_written(server, page):
         new MutationObserver(() => lengths.add(document.querySelector('.turn.model .parts')?.textContent.length ?? 0))
             .observe(document.querySelector('#turns'), {subtree: true, childList: true, characterData: true})"""
     )
-    page.set(maxOutputTokens="60")
+    page.set(maxOutputTokens="200")
     page.ask("what colour is it?")
-    expected = generate(server, "what colour is it?", maxOutputTokens=60, seed=1)
+    expected = generate(server, "what colour is it?", maxOutputTokens=200, seed=1)
     assert page.answer() == said(expected)
     assert page.evaluate("lengths.size") > 2
     usage, took = expected["usageMetadata"], page.figures()

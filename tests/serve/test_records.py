@@ -186,9 +186,8 @@ def test_a_database_of_a_later_pollux_is_left_alone(database, records):
         Records(database)
 
 
-def test_connections_that_broke_are_made_anew_and_a_database_that_is_gone_is_an_error_of_the_api(records):
-    if records._database.is_file:
-        pytest.skip("a file has no connections that break")
+def test_connections_that_broke_are_made_anew_and_a_database_that_is_gone_is_an_error_of_the_api(database_server, clock):
+    records = Records(database_server, clock)
     records.add("kind", "a", {})
     with records._database._engine.connect() as connection:
         connection.connection.driver_connection.close()
@@ -240,14 +239,12 @@ def test_of_many_servers_that_want_a_lease_one_gets_it(records, elsewhere):
     assert got == [batch.number]
 
 
-def test_a_clock_that_is_wrong_is_noticed_at_the_start(database, monkeypatch):
-    if "://" not in database:
-        pytest.skip("a file is on this machine")
-    Records(database).close()
+def test_a_clock_that_is_wrong_is_noticed_at_the_start(database_server, monkeypatch):
+    Records(database_server).close()
     now = time.time
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="clock of this machine is 3. s ahead"):
         patch.setattr("pollux.serve.databases.time.time", lambda: now() + 35)
-        Records(database)
+        Records(database_server)
 
 
 @pytest.mark.parametrize(

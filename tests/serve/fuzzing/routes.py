@@ -20,7 +20,7 @@ from pollux.serve.batches import BatchRequest
 from pollux.serve.caches import CachedContent
 from pollux.serve.openai.messages import ChatRequest, CompletionRequest, EmbeddingRequest
 from pollux.serve.server import VERSIONS, Server
-from pollux.serve.uploads import CreateFileRequest
+from pollux.serve.upload_target import CreateFileRequest
 from pollux.serve.wire.embed import BatchEmbedContentsRequest, EmbedContentRequest
 from pollux.serve.wire.generate import CountTokensRequest, GenerateContentRequest
 from pollux.serve.wire.interactions import CreateInteraction
