@@ -22,7 +22,8 @@ from whole_server import serving
 
 from pollux.serve import listener
 from pollux.serve.caches import release_ended
-from pollux.serve.records import Records, disk_full
+from pollux.serve.databases import Database
+from pollux.serve.errors import disk_full
 
 SAID = {"contents": [{"role": "user", "parts": [{"text": "a red circle"}]}]}
 LONG = SAID | {"generationConfig": {"maxOutputTokens": LIMIT - 60, "temperature": 0, "candidateCount": 4}}
@@ -184,14 +185,14 @@ def test_an_answer_goes_on_when_the_cached_content_that_it_began_with_expires(wh
     ],
 )
 def test_what_cannot_be_stored_is_not_acknowledged_and_holds_nothing(whole, monkeypatch, path, body):
-    real = Records._execute
+    real = Database.execute
 
-    def full(self, statement, values=()):
-        if statement.startswith("INSERT"):
+    def full(self, statement, values=None):
+        if statement.is_insert:
             raise disk_full()
         return real(self, statement, values)
 
-    monkeypatch.setattr(Records, "_execute", full)
+    monkeypatch.setattr(Database, "execute", full)
     answer = post(whole, path, body)
     assert answer.status_code == 507 and "disk of the server is full" in answer.json()["error"]["message"]
     assert post(whole, f"{MODEL}:generateContent", SHORT).status_code == 200

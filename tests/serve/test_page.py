@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -35,15 +36,28 @@ def page(here):
         yield visitor
 
 
-def test_what_is_typed_is_answered_while_the_answer_is_written(server, page):
+@pytest.fixture
+def slow(server, monkeypatch):
+    """The model writes no more than 16 tokens in a sixth of a second, so that there is time to see it write."""
+    batch = server.service.server.models["small"].engine.engine._batch
+    step = batch.step
+
+    def later():
+        time.sleep(1 / 6)
+        step()
+
+    monkeypatch.setattr(batch, "step", later)
+
+
+def test_what_is_typed_is_answered_while_the_answer_is_written(server, slow, page):
     page.evaluate(
         """window.lengths = new Set();
         new MutationObserver(() => lengths.add(document.querySelector('.turn.model .parts')?.textContent.length ?? 0))
             .observe(document.querySelector('#turns'), {subtree: true, childList: true, characterData: true})"""
     )
-    page.set(maxOutputTokens="200")
+    page.set(maxOutputTokens="60")
     page.ask("what colour is it?")
-    expected = generate(server, "what colour is it?", maxOutputTokens=200, seed=1)
+    expected = generate(server, "what colour is it?", maxOutputTokens=60, seed=1)
     assert page.answer() == said(expected)
     assert page.evaluate("lengths.size") > 2
     usage, took = expected["usageMetadata"], page.figures()
@@ -51,7 +65,7 @@ def test_what_is_typed_is_answered_while_the_answer_is_written(server, page):
     assert {"first after", "tokens/s"} <= set(took)
 
 
-def test_escape_stops_an_answer_and_what_came_so_far_stays(page):
+def test_escape_stops_an_answer_and_what_came_so_far_stays(slow, page):
     page.set(maxOutputTokens="")
     page.write("go on")
     page.press("Enter")
@@ -120,7 +134,7 @@ def test_a_conversation_survives_a_reload_and_can_be_cleared(page, tmp_path):
     assert not page.evaluate("!!document.querySelector('.turn')")
 
 
-def test_an_answer_that_a_reload_cut_off_is_kept_as_stopped(page):
+def test_an_answer_that_a_reload_cut_off_is_kept_as_stopped(slow, page):
     page.set(maxOutputTokens="")
     page.write("go on")
     page.press("Enter")
