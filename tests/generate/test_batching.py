@@ -325,3 +325,15 @@ def test_a_row_among_31_others_writes_what_it_writes_alone_while_others_come_and
     _run(engine, jobs)
     assert jobs[20].results()[0].ids.tolist() == expected
     assert most == 32 and joined > 2, "rows were meant to join a dispatch that was under way"
+
+
+def test_a_prompt_whose_medium_is_longer_than_a_short_read_waits_for_a_longer_one(make_model):
+    model = make_model()
+    short, long = model.prompt("the star " * 10), model.prompt("the star " * 60)
+    inside = np.arange(len(long)) < 90
+    object.__setattr__(long, "group", np.where(inside, 1, 0).astype(np.int32))
+    assert len(short) <= 64 and len(long) > 100
+    requests = [Request(prompt, Sampling(temperature=0, max_output_tokens=4)) for prompt in (short, long, long, short)]
+    engine = _engine(model, chunk=128)
+    expected = [_alone(_engine(model, chunk=128), request) for request in requests]
+    assert _run(engine, [engine.submit(request) for request in requests]) == expected

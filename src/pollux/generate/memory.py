@@ -143,8 +143,10 @@ class Memory:
 
         Raises ValueError if a medium is longer than a chunk.
         """
-        B, T = self.shape(readings)
-        readings = readings[:B]
+        T = self.tokens(readings[0])
+        along = [0, *(i for i in range(1, len(readings)) if readings[i].fits(T))]
+        B = max(B for B, t in self.shapes() if t == T and (B <= len(along) or B == 1))
+        readings, numbers = [readings[i] for i in along[:B]], [numbers[i] for i in along[:B]]
         sizes = [reading.chunk(T) for reading in readings]
         for reading, size in zip(readings, sizes, strict=True):
             assert reading.lease is not None
@@ -160,18 +162,18 @@ class Memory:
             soft.features[row, : len(index)], soft.index[row, : len(index)] = features, index
         spare = B - len(readings)
         slots = max(reading.filled + size for reading, size in zip(readings, sizes, strict=True))
-        self._prefill(inputs, [*readings, *[None] * spare], slots, [*numbers[:B], *[self.rows] * spare])
+        self._prefill(inputs, [*readings, *[None] * spare], slots, [*numbers, *[self.rows] * spare])
         for reading, size in zip(readings, sizes, strict=True):
             reading.read(size)
         return B * T
 
-    def shape(self, readings: Sequence[Reading]) -> tuple[int, int]:
-        """Rows and tokens of the next prefill: the first reading decides how many tokens, and as many others come along as fit."""
-        T = next(T for _, T in self.shapes() if readings[0].unfinished <= T or T == self.chunk)
-        return max(B for B, t in self.shapes() if t == T and (B <= len(readings) or B == 1)), T
+    def tokens(self, reading: Reading) -> int:
+        """Tokens of the next prefill, as its first reading wants them; as many others come along as fit."""
+        wanted = next(T for _, T in self.shapes() if reading.unfinished <= T or T == self.chunk)
+        return wanted if reading.fits(wanted) else self.chunk
 
     def shapes(self) -> list[tuple[int, int]]:
-        """All that `shape` may return, by tokens."""
+        """Rows and tokens of all prefills, by tokens."""
         return [(1, SHORT), (1, 4 * SHORT), (4, 4 * SHORT), (1, self.chunk)]
 
     def all_widths(self, longest: int) -> list[int]:

@@ -44,12 +44,20 @@ class Reading:
 
     def chunk(self, most: int) -> int:
         """How many tokens to read next, at most `most`: a two-way group is read at once. Raises ValueError if it does not fit."""
+        number = self._next(most)
+        if not number:
+            raise ValueError(f"a medium of the prompt is longer than the {most} tokens that are read at once")
+        return number
+
+    def fits(self, most: int) -> bool:
+        """Whether `chunk` finds something to read."""
+        return self._next(most) > 0
+
+    def _next(self, most: int) -> int:
         end = min(self.filled + most, self.wanted)
         group = self.sequence.group
         while self.filled < end < len(group) and group[end - 1] == group[end] > 0:
             end -= 1
-        if end == self.filled:
-            raise ValueError(f"a medium of the prompt is longer than the {most} tokens that are read at once")
         return end - self.filled
 
     def read(self, number: int) -> None:
