@@ -90,7 +90,7 @@ class ServerTool:
 
     def run(self, call: content.FunctionCall, leave: Leave) -> Outcome:
         """Do what the model asked for. What it did wrong is an outcome too, for it to read; errors that are raised end the answer."""
-        raise NotImplementedError(f"{type(self).__name__} declares functions and cannot run them")
+        raise AssertionError(f"{type(self).__name__} declares no functions, so the model cannot have called one")
 
     def before(self, turns: Sequence[content.Content], room: Room) -> Context | None:
         """What to read before the last turn of the user; None for nothing. Called once, before the prompt is written."""
