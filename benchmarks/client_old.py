@@ -1,6 +1,6 @@
 """The previous official client, google-generativeai 0.8.6 over REST, against a running server: what a program of its day does.
 
-    python benchmarks/client_old.py http://127.0.0.1:8000 [model]
+    python benchmarks/client_old.py http://127.0.0.1:8000
 
 Run it with an interpreter that has google-generativeai 0.8.6 and Pillow; it needs nothing of pollux. Uploads of that client begin at
 Google's discovery address, whatever it is configured for, so the file is brought by a plain request; the client then finds and uses it.
@@ -8,18 +8,19 @@ Google's discovery address, whatever it is configured for, so the file is brough
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import sys
 import urllib.request
 from collections.abc import Callable
 
-import google.generativeai as genai
-import PIL.Image
-
 
 def main(server: str, model: str) -> int:
     """Take all steps, print how each went; the exit code is the number of those that failed."""
+    import google.generativeai as genai
+    import PIL.Image
+
     genai.configure(api_key="key", transport="rest", client_options={"api_endpoint": server})
     picture = PIL.Image.new("RGB", (64, 48), "red")
 
@@ -80,4 +81,8 @@ def main(server: str, model: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1].rstrip("/"), sys.argv[2] if len(sys.argv) > 2 else "gemini-2.5-flash"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("server", help="its URL")
+    parser.add_argument("model", nargs="?", default="gemini-2.5-flash")
+    asked = parser.parse_args()
+    sys.exit(main(asked.server.rstrip("/"), asked.model))

@@ -14,30 +14,23 @@ import collections
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-import venv
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import av
 import client_reasons
-import numpy as np
-import PIL.Image
+import small_media
 import tyro
+from served import environment, gemini
 
 HERE = Path(__file__).resolve().parent
 ALLOW_LIST = HERE.parent / "tests" / "serve" / "client_allow_list.txt"
-ANSWER = 512  # tokens; a small model that is asked for JSON goes on as long as it may
-ALIASES = ("gemini-*", "imagen-*", "test-model*")  # names that tests ask for
 PACKAGES = ("pytest", "pytest-asyncio", "mcp", "pillow", "httpx", "requests")
 FOLDERS = (
     "shared",
@@ -82,7 +75,7 @@ KINDS = {
 @dataclass(frozen=True)
 class Settings:
     folder: tyro.conf.Positional[str] = ""  # of the model to serve
-    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the aliases below
+    server: str = ""  # URL of a server that runs already, instead of a folder; with the aliases gemini-*, imagen-* and test-model*
     client: str = metadata.version("google-genai")  # version of the client
     tests: tuple[str, ...] = FOLDERS  # folders or files below google/genai/tests
     seconds: float = 60.0  # for one test
@@ -93,21 +86,14 @@ class Settings:
 
 def main(settings: Settings) -> int:
     """Run the tests, print the table, return the exit code."""
-    if bool(settings.folder) == bool(settings.server):
-        raise ValueError("give either the folder of a model or --server URL")
+    server = gemini(settings.folder, settings.server)
     python = environment(Path(settings.environments).expanduser() / settings.client, (f"google-genai=={settings.client}", *PACKAGES))
-    with tempfile.TemporaryDirectory(prefix="client_tests_") as name:
+    with tempfile.TemporaryDirectory(prefix="client_tests_") as name, server as url:
         work = Path(name)
         tests = copy_client(python, work)
         make_media(tests / "data")
-        url, process = (settings.server.rstrip("/"), None) if settings.server else serve(settings.folder, work)
-        try:
-            upload_files(url, tests / "data")
-            results = run(python, work, url, settings)
-        finally:
-            if process:
-                process.terminate()
-                process.wait()
+        upload_files(url, tests / "data")
+        results = run(python, work, url, settings)
     print(f"google-genai {settings.client} against {url}\n")
     print(table(results))
     if settings.reasons:
@@ -115,16 +101,6 @@ def main(settings: Settings) -> int:
     if settings.allow:
         allow(results, settings.client)
     return check_allowed(results, settings)
-
-
-def environment(folder: Path, packages: tuple[str, ...]) -> Path:
-    """The interpreter of a virtual environment with these packages, made if it is not there."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        print(f"making {folder}", flush=True)
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-    return python
 
 
 def copy_client(python: Path, work: Path) -> Path:
@@ -140,17 +116,15 @@ def copy_client(python: Path, work: Path) -> Path:
 def make_media(folder: Path) -> None:
     """The files that tests open: pictures, sounds, a film, a text, a PDF and lists of requests, small but whole."""
     folder.mkdir(exist_ok=True)
-    rows, columns = np.mgrid[:96, :128]
-    picture = PIL.Image.fromarray(np.stack([rows * 2, columns, rows // 16 % 2 * 200], -1).astype(np.uint8))
     for name in ("google", "checkerboard", "bridge1", "google_homepage", "a-man-and-a-dog"):
-        picture.save(folder / f"{name}.png")
+        (folder / f"{name}.png").write_bytes(small_media.picture())
     for name in ("google", "man", "dog", "skateboard_stop_sign", "segmentation_scribble"):
-        picture.save(folder / f"{name}.jpg")
-    picture.save(folder / "story.pdf")
-    (folder / "story.txt").write_text("A fox met a hare. They walked to the river and came home late.\n")
-    write_film(folder / "animal.mp4", sound=False)
-    write_film(folder / "pixel.m4a", sound=True)
-    write_film(folder / "voice_sample.wav", sound=True)
+        (folder / f"{name}.jpg").write_bytes(small_media.picture("JPEG"))
+    (folder / "story.pdf").write_bytes(small_media.pdf())
+    (folder / "story.txt").write_text(small_media.TEXT)
+    (folder / "animal.mp4").write_bytes(small_media.clip(seconds=2, rate=4))
+    for name in ("pixel.m4a", "voice_sample.wav"):
+        (folder / name).write_bytes(small_media.sound(Path(name).suffix, seconds=2))
     ask = {"contents": [{"role": "user", "parts": [{"text": "what is the number after 1?"}]}]}
     write_lines(folder / "requests.jsonl", ask)
     write_lines(folder / "embeddings.jsonl", {"content": {"parts": [{"text": "1"}]}})
@@ -159,47 +133,6 @@ def make_media(folder: Path) -> None:
 def write_lines(path: Path, request: dict[str, Any]) -> None:
     """A list of two requests for a batch."""
     path.write_text("".join(json.dumps({"key": f"request-{i}", "request": request}) + "\n" for i in range(2)))
-
-
-def write_film(path: Path, sound: bool) -> None:
-    """Two seconds: a moving bar, or a tone of 440 Hz at 16 kHz."""
-    with av.open(path, "w") as container:
-        stream: Any
-        if sound:
-            stream = container.add_stream("pcm_s16le" if path.suffix == ".wav" else "aac", rate=16_000, layout="mono")
-            wave = np.sin(np.arange(32_000) * 2 * np.pi * 440 / 16_000)
-            frames: list[Any] = [av.AudioFrame.from_ndarray((wave * 8000).astype(np.int16)[None], format="s16", layout="mono")]
-            frames[0].rate = 16_000
-        else:
-            stream = container.add_stream("mpeg4", rate=4, width=64, height=48, pix_fmt="yuv420p")
-            pictures = np.zeros((8, 48, 64, 3), np.uint8)
-            for i in range(8):
-                pictures[i, :, i * 8 : i * 8 + 8] = 255
-            frames = [av.VideoFrame.from_ndarray(pixels, format="rgb24") for pixels in pictures]
-            for i, frame in enumerate(frames):
-                frame.pts, frame.time_base = i, Fraction(1, 4)
-        for frame in [*frames, None]:
-            container.mux(stream.encode(frame))
-
-
-def serve(folder: str, work: Path) -> tuple[str, subprocess.Popen]:
-    """Start `pollux serve` on a free port and wait until it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = ["--port", str(port), "--data", str(work / "data"), "--max-output-tokens", str(ANSWER)]
-    flags += [word for alias in ALIASES for word in ("--alias", alias)]
-    if shutil.which("bwrap"):
-        flags.append("--code-execution")
-    process = subprocess.Popen([sys.executable, "-m", "pollux.cli", "serve", folder, *flags], stdout=sys.stderr)
-    url = f"http://127.0.0.1:{port}"
-    while process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/readyz", timeout=5)
-            return url, process
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.5)
-    raise ValueError(f"the server ended at once with exit code {process.returncode}")
 
 
 def upload_files(url: str, data: Path) -> None:
@@ -297,4 +230,4 @@ def check_allowed(results: list[dict[str, Any]], settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Settings)))
+    sys.exit(main(tyro.cli(Settings, description=__doc__)))

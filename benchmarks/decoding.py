@@ -307,4 +307,4 @@ if __name__ == "__main__":
     else:
         import tyro
 
-        main(tyro.cli(Settings))
+        main(tyro.cli(Settings, description=__doc__))

@@ -47,4 +47,4 @@ def main(requests: int = 5000, seed: int = 0, log: Path = Path("/dev/null")) -> 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, description=__doc__)

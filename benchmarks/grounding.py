@@ -1,4 +1,6 @@
-"""How sure a support of groundingMetadata is: .venv/bin/python benchmarks/grounding.py FOLDER
+"""How sure a support of groundingMetadata is.
+
+    .venv/bin/python benchmarks/grounding.py FOLDER
 
 Sentences of the texts in a folder are changed at random (words dropped, neighbours swapped, an ending of other words) and scored against
 the passage that they are from, and against the passages of other files that a search for them finds, which look as if they said the same.
@@ -8,12 +10,12 @@ enough confidence is wrong or missing, on files that the curve was not fitted to
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import tyro
 from scipy.optimize import minimize
 
 from pollux.serve.retrieval.chunks import Chunk, cut
@@ -72,10 +74,12 @@ def fitted(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return float(slope), float(middle)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+def main(folder: tyro.conf.Positional[Path]) -> None:
+    """Print the curve and what it gets wrong.
+
+    Args:
+        folder: Texts, ten files or more.
+    """
     rng = random.Random(0)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and type_of(path))
     rng.shuffle(paths)
@@ -100,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

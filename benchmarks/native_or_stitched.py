@@ -372,4 +372,4 @@ def main(settings: Settings) -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main(tyro.cli(Settings, description="Compare a natively multimodal decoder with one stitched from frozen parts, at equal cost."))
+    main(tyro.cli(Settings, description=__doc__))

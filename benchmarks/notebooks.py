@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import collections
 import http.server
-import io
 import json
 import os
 import re
@@ -25,15 +24,14 @@ import sys
 import tempfile
 import threading
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-import av
-import numpy as np
-import PIL.Image
+import small_media
 import tyro
-from client_tests import environment, serve
+from served import environment, gemini
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("google-genai", "google-api-core", "ipython", "openai", "pillow", "pandas", "scikit-learn", "seaborn", "requests", "aiohttp")
@@ -71,7 +69,7 @@ _FETCHED = re.compile(r"""file_?uri["']?\s*[=:]\s*["']$""", re.IGNORECASE)
 class Settings:
     cookbook: tyro.conf.Positional[Path]  # folder of the cookbook
     folder: tyro.conf.Positional[str] = ""  # of the model to serve
-    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the alias "gemini-*"
+    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the alias gemini-*
     notebooks: tuple[str, ...] = NOTEBOOKS  # below quickstarts/
     seconds: float = 900.0  # for one notebook
     environments: str = "~/.cache/pollux/programs"  # where the virtual environment is made
@@ -89,22 +87,14 @@ class Cell:
 
 def main(settings: Settings) -> int:
     """Run the notebooks, print the table, return the exit code."""
-    if bool(settings.folder) == bool(settings.server):
-        raise ValueError("give either the folder of a model or --server URL")
+    server = gemini(settings.folder, settings.server)
     python = environment(Path(settings.environments).expanduser() / "notebooks", PACKAGES)
-    with tempfile.TemporaryDirectory(prefix="notebooks_") as name, StandIns(Path(name)) as stand_ins:
-        work = Path(name)
-        url, process = (settings.server.rstrip("/"), None) if settings.server else serve(settings.folder, work)
-        try:
-            results = {}
-            for notebook in settings.notebooks:
-                path = settings.cookbook / "quickstarts" / f"{notebook}.ipynb"
-                results[notebook] = run(python, path, work / notebook, url, stand_ins, settings.seconds, NEEDS.get(notebook, {}))
-                print(row(notebook, results[notebook]), flush=True)
-        finally:
-            if process:
-                process.terminate()
-                process.wait()
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="notebooks_") as name, StandIns(Path(name)) as stand_ins, server as url:
+        for notebook in settings.notebooks:
+            path = settings.cookbook / "quickstarts" / f"{notebook}.ipynb"
+            results[notebook] = run(python, path, Path(name) / notebook, url, stand_ins, settings.seconds, NEEDS.get(notebook, {}))
+            print(row(notebook, results[notebook]), flush=True)
     print(row("all", [cell for cells in results.values() for cell in cells]))
     print(reasons(results))
     return int(any(cell.reason and not cell.left_out for cells in results.values() for cell in cells))
@@ -217,7 +207,7 @@ class StandIns:
             suffix = ".jpg" if "img" in name or "image" in name else ".html"
         make, mime_type = KINDS[suffix]
         if suffix not in self._made:
-            self._made[suffix] = make(suffix)
+            self._made[suffix] = make()
         return self._made[suffix], mime_type
 
     def uploaded(self, url: str, name: str) -> str:
@@ -247,76 +237,17 @@ class StandIns:
         return Handler
 
 
-def _picture(suffix: str) -> bytes:
-    """A red disc on a grey ground."""
-    rows, columns = np.mgrid[:240, :320]
-    disc = (rows - 120) ** 2 + (columns - 160) ** 2 < 80**2
-    file = io.BytesIO()
-    PIL.Image.fromarray(np.where(disc[..., None], (220, 30, 30), (128, 128, 128)).astype(np.uint8)).save(
-        file, "PNG" if suffix == ".png" else "JPEG"
-    )
-    return file.getvalue()
-
-
-def _sound(suffix: str) -> bytes:
-    """Nine seconds of a tone of 440 Hz at 16 kHz; a small model reads ten."""
-    wave = np.sin(np.arange(9 * 16_000) * 2 * np.pi * 440 / 16_000)
-    file = io.BytesIO()
-    with av.open(file, "w", format=suffix[1:]) as container:
-        stream = container.add_stream("mp3" if suffix == ".mp3" else "pcm_s16le", rate=16_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray((wave * 8000).astype(np.int16)[None], format="s16", layout="mono")
-        frame.rate = 16_000
-        for one in (*av.AudioResampler(format=stream.format, frame_size=1152).resample(frame), None):
-            container.mux(stream.encode(one))
-    return file.getvalue()
-
-
-def _clip(suffix: str) -> bytes:
-    """Half an hour at a frame a second: a bar that moves."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=1, width=64, height=48, pix_fmt="yuv420p")
-        for i in range(1800):
-            pixels = np.zeros((48, 64, 3), np.uint8)
-            pixels[:, i % 8 * 8 : i % 8 * 8 + 8] = 255
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return file.getvalue()
-
-
-def _pdf(suffix: str) -> bytes:
-    """One page with a few words."""
-    drawn = b"BT /F 40 Tf 60 500 Td (A fox met a hare.) Tj ET"
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents 4 0 R /Resources << /Font << /F 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%b\nendstream" % (len(drawn), drawn),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    data, places = b"%PDF-1.4\n", []
-    for number, body in enumerate(objects, start=1):
-        places.append(len(data))
-        data += b"%d 0 obj\n%b\nendobj\n" % (number, body)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    return data + b"xref\n0 6\n0000000000 65535 f \n%btrailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (table, len(data))
-
-
-def _text(suffix: str) -> bytes:
-    return b"A fox met a hare. They walked to the river and came home late.\n"
-
-
-KINDS = {
-    **dict.fromkeys((".jpg", ".jpeg"), (_picture, "image/jpeg")),
-    ".png": (_picture, "image/png"),
-    ".mp3": (_sound, "audio/mp3"),
-    ".wav": (_sound, "audio/wav"),
-    ".mp4": (_clip, "video/mp4"),
-    ".pdf": (_pdf, "application/pdf"),
-    **dict.fromkeys((".txt", ".md", ".cc", ".py"), (_text, "text/plain")),
-    ".html": (lambda suffix: b"<!doctype html><title>A page</title><p>" + _text(suffix), "text/html"),
+_TEXT = small_media.TEXT.encode()
+_SECONDS = 9  # of a sound; a small model reads ten
+KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
+    **dict.fromkeys((".jpg", ".jpeg"), (lambda: small_media.picture("JPEG"), "image/jpeg")),
+    ".png": (small_media.picture, "image/png"),
+    ".mp3": (lambda: small_media.sound(".mp3", _SECONDS), "audio/mp3"),
+    ".wav": (lambda: small_media.sound(".wav", _SECONDS), "audio/wav"),
+    ".mp4": (lambda: small_media.clip(seconds=1800, rate=1), "video/mp4"),
+    ".pdf": (small_media.pdf, "application/pdf"),
+    **dict.fromkeys((".txt", ".md", ".cc", ".py"), (lambda: _TEXT, "text/plain")),
+    ".html": (lambda: b"<!doctype html><title>A page</title><p>" + _TEXT, "text/html"),
 }
 
 
@@ -345,4 +276,4 @@ def reasons(results: dict[str, list[Cell]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Settings)))
+    sys.exit(main(tyro.cli(Settings, description=__doc__)))

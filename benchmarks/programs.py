@@ -20,15 +20,16 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import small_media
 import tyro
-from client_tests import environment, serve
+from served import environment, gemini
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 PACKAGES = {
-    "openai_client": ("openai", "numpy", "pillow"),
-    "langchain_google": ("langchain-google-genai", "numpy", "pillow"),
-    "inspect_google": ("inspect-ai", "google-genai", "numpy", "pillow"),
-    "lm_eval_local": ("lm-eval[api]", "numpy"),
+    "openai_client": ("openai", "numpy"),
+    "langchain_google": ("langchain-google-genai",),
+    "inspect_google": ("inspect-ai", "google-genai"),
+    "lm_eval_local": ("lm-eval[api]",),
     "genai_js": ("@google/genai",),
 }
 
@@ -36,28 +37,20 @@ PACKAGES = {
 @dataclass(frozen=True)
 class Settings:
     folder: tyro.conf.Positional[str] = ""  # of the model to serve
-    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the alias "gemini-*"
-    programs: tuple[str, ...] = tuple(PACKAGES)
+    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the alias gemini-*
+    programs: tuple[str, ...] = tuple(PACKAGES)  # that are run
     seconds: float = 900.0  # for one program
     environments: str = "~/.cache/pollux/programs"  # a virtual environment or folder of packages for each
 
 
 def main(settings: Settings) -> int:
     """Run the programs, print the table, return the exit code."""
-    if bool(settings.folder) == bool(settings.server):
-        raise ValueError("give either the folder of a model or --server URL")
+    server = gemini(settings.folder, settings.server)
     if unknown := sorted(set(settings.programs) - set(PACKAGES)):
         raise ValueError(f"there is no program {', '.join(unknown)}; there are {', '.join(PACKAGES)}")
     commands = {name: prepared(name, Path(settings.environments).expanduser() / name) for name in settings.programs}
-    with tempfile.TemporaryDirectory(prefix="programs_") as name:
-        work = Path(name)
-        url, process = (settings.server.rstrip("/"), None) if settings.server else serve(settings.folder, work)
-        try:
-            results = {name: run(*command, work, url, settings.seconds) for name, command in commands.items() if command}
-        finally:
-            if process:
-                process.terminate()
-                process.wait()
+    with tempfile.TemporaryDirectory(prefix="programs_") as work, server as url:
+        results = {name: run(*command, Path(work), url, settings.seconds) for name, command in commands.items() if command}
     print(table(results, {name: command[1] for name, command in commands.items() if command}))
     return int(any(check["reason"] for checks in results.values() for check in checks))
 
@@ -85,8 +78,9 @@ def run(command: list[str], title: str, work: Path, url: str, seconds: float) ->
     """One result per check: {check, reason}, reason "" if it passed."""
     cleared = ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_GENAI_USE_VERTEXAI", "PYTHONPATH")
     environ = {key: value for key, value in os.environ.items() if key not in cleared and not key.lower().endswith("_proxy")}
-    (work / "disc.png").write_bytes(disc())
-    environ |= {"PROGRAMS_SERVER": url, "PROGRAMS_PICTURE": str(work / "disc.png"), "GOOGLE_API_KEY": "key", "HF_HUB_OFFLINE": "1"}
+    (work / "disc.png").write_bytes(small_media.picture())
+    (work / "pages.pdf").write_bytes(small_media.pdf())
+    environ |= {"PROGRAMS_SERVER": url, "PROGRAMS_FILES": str(work), "GOOGLE_API_KEY": "key", "HF_HUB_OFFLINE": "1"}
     print(f"{title} against {url}", file=sys.stderr, flush=True)
     try:
         done = subprocess.run(command, cwd=work, env=environ, stdout=subprocess.PIPE, text=True, timeout=seconds)
@@ -95,15 +89,6 @@ def run(command: list[str], title: str, work: Path, url: str, seconds: float) ->
         output, end = (error.stdout or b"").decode(), f"it did not come to its end within {seconds:g} seconds"
     checks = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     return [*checks, {"check": "the program", "reason": end}] if end else checks
-
-
-def disc() -> bytes:
-    """The picture that programs send."""
-    sys.path.insert(0, str(PROGRAMS))
-    os.environ.setdefault("PROGRAMS_SERVER", "")
-    from checks import picture
-
-    return picture()
 
 
 def table(results: dict[str, list[dict[str, str]]], versions: dict[str, str]) -> str:
@@ -117,4 +102,4 @@ def table(results: dict[str, list[dict[str, str]]], versions: dict[str, str]) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Settings)))
+    sys.exit(main(tyro.cli(Settings, description=__doc__)))

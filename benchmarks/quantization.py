@@ -109,4 +109,4 @@ def main(folder: tyro.conf.Positional[Path], /, aware: Path | None = None, items
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, description=__doc__)

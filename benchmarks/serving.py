@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,12 +22,13 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import tyro
+from served import served
 
 import pollux
 
@@ -57,12 +56,12 @@ class Load:
 class Client:
     """The plainest client of the streaming route: one connection, one request after the other."""
 
-    def __init__(self, port: int):
-        self.port = port
+    def __init__(self, url: str):
+        self.url = url
 
     async def stream(self, path: str, body: dict) -> Iterator[tuple[float, dict]]:
         """(time, response) of every chunk."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(self.url).port, limit=1 << 24)
         try:
             data = json.dumps(body).encode()
             fields = "Host: localhost", "Content-Type: application/json", f"Content-Length: {len(data)}", "Connection: close"
@@ -122,32 +121,6 @@ def endless(folder: Path, to: Path) -> Path:
     return to
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[int]:
-    """The port of a server that has compiled what it needs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as data:
-        folder = endless(folder, Path(data) / "endless")
-        command = [sys.executable, "-m", "pollux.cli", "serve", str(folder), "--port", str(port), "--data", data, "--name", "model"]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"NO_PROXY": "*"})
-        try:
-            while True:
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
-                        if answer.status == 200:
-                            break
-                except OSError:
-                    if server.poll() is not None:
-                        raise RuntimeError("pollux serve ended before it was ready") from None
-                time.sleep(0.2)
-            yield port
-        finally:
-            server.terminate()
-            server.wait()
-
-
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
@@ -171,7 +144,7 @@ async def streams(client: Client, path: str, seconds: float, rounds: int) -> Non
 
 async def long_prompt(client: Client, rounds: int) -> None:
     """Time to the first chunk of a long prompt: new, and behind a cached context."""
-    base = f"http://127.0.0.1:{client.port}/v1beta"
+    base = f"{client.url}/v1beta"
 
     def post(path: str, body: dict) -> dict:
         request = urllib.request.Request(base + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
@@ -238,8 +211,8 @@ def main(folder: tyro.conf.Positional[Path], seconds: float = 8.0, rounds: int =
         rounds: Of each measurement; medians count.
         transformers: Measure transformers' generate beside it.
     """
-    with served(folder) as port:
-        client = Client(port)
+    with tempfile.TemporaryDirectory() as name, served(endless(folder, Path(name) / "model"), output=subprocess.DEVNULL) as url:
+        client = Client(url)
         asyncio.run(streams(client, "/v1beta/models/model:streamGenerateContent?alt=sse", seconds, rounds))
         asyncio.run(long_prompt(client, 2 * rounds))
     if transformers:
@@ -248,4 +221,4 @@ def main(folder: tyro.conf.Positional[Path], seconds: float = 8.0, rounds: int =
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, description=__doc__)

@@ -180,4 +180,4 @@ def main(minutes: float = 10.0, every: float = 15.0, kinds: tuple[str, ...] = KI
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, description=__doc__)

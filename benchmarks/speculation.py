@@ -160,4 +160,4 @@ def main(settings: Settings) -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main(tyro.cli(Settings, description="Time plain and speculative decoding."))
+    main(tyro.cli(Settings, description=__doc__))

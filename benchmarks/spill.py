@@ -95,4 +95,4 @@ def main(folder: tyro.conf.Positional[Path], rounds: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, description=__doc__)

@@ -222,4 +222,4 @@ def main(settings: Settings) -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main(tyro.cli(Settings, description="Time a training step of pollux and of torch."))
+    main(tyro.cli(Settings, description=__doc__))

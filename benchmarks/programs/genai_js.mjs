@@ -7,7 +7,7 @@ import { FunctionCallingConfigMode, GoogleGenAI, Type, createPartFromUri, create
 const model = "gemini-2.5-flash";
 const ai = new GoogleGenAI({ apiKey: "key", httpOptions: { baseUrl: process.env.PROGRAMS_SERVER } });
 const asked = { model, contents: "what is the number after 1?", config: { temperature: 0, maxOutputTokens: 40 } };
-const png = process.env.PROGRAMS_PICTURE;
+const png = `${process.env.PROGRAMS_FILES}/disc.png`;
 const weather = {
   name: "weather",
   description: "Weather of a city.",

@@ -21,6 +21,7 @@ def export(
     """Write a model that another program opens: hf for Hugging Face transformers, and so vLLM and SGLang; gguf for llama.cpp.
 
     Example: pollux export runs/mine/model --to hf --out runs/mine/hf
+
     Example: pollux export runs/mine/model --to gguf --type q4_0 --out runs/mine/model.gguf
 
     Args:
