@@ -1,42 +1,22 @@
-"""A small vocabulary, a picture codec of two flat halves, and decoders with random weights.
+"""Decoders with random weights around a small vocabulary and a picture codec of two flat halves.
 
-Makes the modules beside these tests (judge, walks) importable.
+Makes the modules beside these tests (judge, walks) and those beside the tests of the server importable.
 """
 
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 from pollux.generate.model import Model
 from pollux.model.config import AttentionConfig, FeedForwardConfig, LayerConfig, ModelConfig
 from pollux.model.family import soft_inputs
-from pollux.model.params import abstract
-from pollux.tokens.config import AudioTokens, ImageTokens, TokensConfig, VideoTokens
 from pollux.tokens.text import train_bpe
-from pollux.tokens.vocabulary import SPECIAL_IDS, Vocabulary
+from pollux.tokens.vocabulary import Vocabulary
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "serve")]
 
-TOKENS = TokensConfig(ImageTokens(8, 8, 16), AudioTokens(), VideoTokens(patch=8, stride=8, max_tokens=4))
-
-
-class HalvesCodec:
-    """The upper and the lower half of a 4x6 picture: a code each, of a brightness digit (4) and a redness digit (3)."""
-
-    levels = (4, 3)
-    size = (4, 6)
-
-    def encode(self, pixels):
-        halves = pixels.reshape(-1, 2, 2, 6, 3).mean((2, 3))
-        return np.stack([halves[..., 1] // 64, halves[..., 0] // 86], -1).astype(np.int32)
-
-    def decode(self, codes):
-        green, red = codes[..., 0] * 64 + 32, codes[..., 1] * 86 + 43
-        halves = np.stack([red, green, np.zeros_like(red)], -1).astype(np.uint8)
-        return np.broadcast_to(halves[:, :, None, None], (*halves.shape[:2], 2, 6, 3)).reshape(-1, 4, 6, 3)
+from small_model import TOKENS, HalvesCodec, leaning_to, random_params  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -55,11 +35,7 @@ def make_model(vocabulary):
             for a, layer in zip(attention, layers, strict=True)
         )
         config = ModelConfig("small", vocabulary.size + 9, 32, pattern, num_groups=1, soft_inputs=soft_inputs(TOKENS), norm="layer")
-        rng = np.random.default_rng(0)
-        params = jax.tree.map(lambda spec: rng.normal(0, 0.3, spec.shape).astype(np.float32), abstract(config))
-        for layer in params["groups"]:
-            layer["attention_post_norm"]["scale"] *= 10  # what was read before matters more than the last token
-        return Model(params, config, TOKENS, vocabulary, HalvesCodec())
+        return Model(random_params(config), config, TOKENS, vocabulary, HalvesCodec())
 
     return make
 
@@ -71,11 +47,9 @@ def model(make_model):
 
 @pytest.fixture(scope="session")
 def biased_to(model):
-    """biased_to(special): the same model, but a special token is about as likely as the best other one, whatever came before."""
+    """biased_to(special): the same model, leaning to a special token."""
 
     def bias(special):
-        embed, direction = model.params["embed"].copy(), model.params["final_norm"]["bias"]
-        embed[SPECIAL_IDS[special]] = 2.5 * direction / np.linalg.norm(direction)
-        return Model(model.params | {"embed": embed}, model.config, TOKENS, model.vocabulary, model.codec)
+        return Model(leaning_to(special, model.params), model.config, TOKENS, model.vocabulary, model.codec)
 
     return bias

@@ -1,4 +1,4 @@
-"""Makes the modules beside these tests importable, and gives them databases."""
+"""Makes the modules beside these tests importable, and gives them databases and a page to look at."""
 
 import sys
 from pathlib import Path
@@ -27,3 +27,22 @@ def database(request, tmp_path, database_servers):
 def database_server(request, database_servers):
     """The URL of an empty database of each server."""
     return database_servers.url(request.param)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A whole server and a browser."""
+    from visit import place
+
+    with place(tmp_path_factory.mktemp("page")) as found:
+        yield found
+
+
+@pytest.fixture
+def page(here):
+    """A visit there, whose answers are short and the same each time."""
+    from visit import visit
+
+    with visit(*here) as visitor:
+        visitor.set(maxOutputTokens="12", seed="1")
+        yield visitor

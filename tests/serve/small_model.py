@@ -44,21 +44,32 @@ class HalvesCodec:
 
 @functools.cache
 def small_model(likely: str = "", can_be_saved: bool = False) -> Model:
-    """likely: a special token that the model is about as likely to write as the best other one, whatever came before. can_be_saved: with
-    a codec of the usual kind."""
+    """likely: a special token that it leans to. can_be_saved: with a codec of the usual kind."""
     codec = random_codec() if can_be_saved else HalvesCodec()
     tokenizer = train_bpe(["a big red circle is left of the small blue star", '{"name": "what colour is it?", "size": 12}'] * 3, 320)
     vocabulary = Vocabulary(tokenizer, codec.levels)
     layer = LayerConfig(AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8), FeedForwardConfig(48))
     inputs = soft_inputs(TOKENS)
     config = ModelConfig("small", vocabulary.size, 32, (layer,), num_groups=1, soft_inputs=inputs, norm="layer", max_positions=LIMIT)
+    params = random_params(config)
+    if likely:
+        params = leaning_to(likely, params)
+    return Model(params, config, TOKENS, vocabulary, codec, Sampling(temperature=0.0))
+
+
+def random_params(config: ModelConfig) -> dict:
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda spec: rng.normal(0, 0.3, spec.shape).astype(np.float32), abstract(config))
-    params["groups"][0]["attention_post_norm"]["scale"] *= 10  # what was read before matters more than the last token
-    if likely:
-        direction = params["final_norm"]["bias"]
-        params["embed"][SPECIAL_IDS[likely]] = 2.5 * direction / np.linalg.norm(direction)
-    return Model(params, config, TOKENS, vocabulary, codec, Sampling(temperature=0.0))
+    for layer in params["groups"]:
+        layer["attention_post_norm"]["scale"] *= 10  # what was read before matters more than the last token
+    return params
+
+
+def leaning_to(special: str, params: dict) -> dict:
+    """The same, but the model is about as likely to write a special token as the best other one, whatever came before."""
+    embed, direction = params["embed"].copy(), params["final_norm"]["bias"]
+    embed[SPECIAL_IDS[special]] = 2.5 * direction / np.linalg.norm(direction)
+    return params | {"embed": embed}
 
 
 def random_codec() -> Codec:

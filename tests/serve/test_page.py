@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 from stored_server import until
-from visit import generate, needs_browser, picture, place, said, visit
+from visit import generate, needs_browser, picture, said, visit
 from whole_server import serving
 
 from pollux.serve.access import Rules
@@ -18,22 +18,9 @@ pytestmark = needs_browser
 TWELVE = {"maxOutputTokens": 12, "seed": 1}
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    with place(tmp_path_factory.mktemp("page")) as found:
-        yield found
-
-
 @pytest.fixture
 def server(here):
     return here[0]
-
-
-@pytest.fixture
-def page(here):
-    with visit(*here) as visitor:
-        visitor.set(maxOutputTokens="12", seed="1")
-        yield visitor
 
 
 @pytest.fixture

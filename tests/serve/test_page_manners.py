@@ -4,24 +4,10 @@ import json
 import re
 
 import httpx
-import pytest
 from browser import SHIFT
-from visit import needs_browser, picture, place, visit
+from visit import needs_browser, picture
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    with place(tmp_path_factory.mktemp("page")) as found:
-        yield found
-
-
-@pytest.fixture
-def page(here):
-    with visit(*here) as visitor:
-        visitor.set(maxOutputTokens="12", seed="1")
-        yield visitor
 
 
 def test_markdown_becomes_elements_and_never_a_script(page):

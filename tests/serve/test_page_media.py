@@ -4,24 +4,10 @@ import re
 
 import httpx
 import PIL.Image
-import pytest
 from stored_server import until
-from visit import needs_browser, picture, place, sound, visit
+from visit import needs_browser, picture, sound
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    with place(tmp_path_factory.mktemp("page")) as found:
-        yield found
-
-
-@pytest.fixture
-def page(here):
-    with visit(*here) as visitor:
-        visitor.set(maxOutputTokens="12", seed="1")
-        yield visitor
 
 
 def test_media_go_with_the_message_and_are_counted(page, tmp_path):
