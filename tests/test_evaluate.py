@@ -1,5 +1,6 @@
 """Judging: word errors against jiwer, accuracies counted by hand, and a report page that stands alone."""
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 
@@ -140,6 +141,7 @@ def test_a_model_that_is_always_right_scores_one_and_chance_is_far_below():
     report = evaluation.report
     assert {name: report[name] for name in FIGURES[:-1]} == dict.fromkeys(FIGURES[:-1], 1.0)
     assert report["draw_correct"] > 0.95  # the judge of drawings looks at pixels, its own error is not the model's
+    assert report["draw_unasked"] < 0.1
     assert report["speech_wer"] == 0 and report["vqa_unseen_phrasing"] == 1
     assert report["caption_exact_shuffled"] == 0
     assert report["chance"]["vqa"] < 0.6 and report["chance"]["video"] < 0.6 and report["chance"]["draw"] < 0.01
@@ -154,6 +156,20 @@ def test_every_second_answer_wrong_scores_a_half():
     assert report["vqa_unseen_phrasing"] == 0  # every second item, the very ones that were answered wrong
     assert report["speech_wer"] == pytest.approx(0.5, abs=0.15)  # phrases differ in length
     assert 0.3 < report["draw_correct"] < 0.7
+
+
+class SparingWorld(OpenWorld):
+    """One that wants an object fewer than it asks for."""
+
+    def items(self, task, n, split="held_out"):
+        items = [item for item in super().items(task, 2 * n, split) if len(item.truth.things) > 1]
+        return [dataclasses.replace(item, truth=dataclasses.replace(item.truth, things=item.truth.things[1:])) for item in items]
+
+
+def test_objects_that_nobody_asked_for_are_counted_and_do_not_make_others_wrong():
+    world = SparingWorld()
+    report = evaluate(Oracle(world), world, ["draw"], items=16, log=lambda line: None).report
+    assert report["draw_unasked"] == pytest.approx(1, abs=0.1) and report["draw_correct"] > 0.95
 
 
 def test_shuffled_pictures_keep_their_pixels_and_lose_their_order():

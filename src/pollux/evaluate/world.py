@@ -1,8 +1,9 @@
 """Scores of a model on the world: held-out items, each kind of question beside what guessing gets, drawings by an independent judge.
 
 Every figure is exact match of the normalised answer (of all of it where facts come before a verdict, though guessing has to hit the
-verdict alone), except speech (word error rate) and drawing (share of requested objects with the
-right cell, colour and shape). Captions are also asked of pictures whose pixels are shuffled: a model that looks gets next to none right.
+verdict alone), except speech (word error rate) and drawing (share of requested objects with the right cell, colour and shape, and beside
+it the objects in a drawing that nobody asked for). Captions are also asked of pictures whose pixels are shuffled: a model that looks gets
+next to none right.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from pollux.content import Content, Image
-from pollux.data.world import COLOURS, EVALUATIONS, SHAPES, Item, World, judge
+from pollux.data.world import COLOURS, EVALUATIONS, SHAPES, Item, Verdict, World, judge
+from pollux.data.world.checker import Match
 from pollux.data.world.scene import CELLS, Scene
 from pollux.evaluate.page import Bar, Example
 from pollux.evaluate.score import normal, word_error_rate
@@ -36,11 +38,13 @@ CHANCE_TO_DRAW = 1 / (len(CELLS) * len(COLOURS) * len(SHAPES))  # of one object 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Judged items of one task: for each item whether each thing that was asked of it is right (one, except objects of a drawing)."""
+    """Judged items of one task: for each item whether each thing that was asked of it is right (one, except objects of a drawing), and
+    how many objects a drawing has besides."""
 
     cases: Sequence[Item]
     results: Sequence[Result]
     rights: Sequence[Sequence[bool]]
+    unasked: Sequence[int]
 
     @property
     def share(self) -> float:
@@ -54,7 +58,7 @@ class Outcome:
 
     def only(self, keep: Sequence[bool]) -> Outcome:
         """The items that are kept, of which there must be one."""
-        items = zip(self.cases, self.results, self.rights, strict=True)
+        items = zip(self.cases, self.results, self.rights, self.unasked, strict=True)
         return Outcome(*zip(*itertools.compress(items, keep), strict=True))
 
 
@@ -102,6 +106,8 @@ def evaluate(
             report[f"{name}_by_type"] = {kind: part.share for kind, part in by_kind.items()}
             chances[f"{name}_by_type"] = {kind: chance[kind] for kind in by_kind}
             bars[f"{name} by type"] = [Bar(kind, part.share, chance[kind]) for kind, part in by_kind.items()]
+        if task == "draw":
+            figures["draw_unasked"] = float(np.mean(outcome.unasked))
         if task == "speech":
             figures["speech_wer"] = _word_error_rate(outcome)
         if task == "caption":
@@ -123,11 +129,14 @@ def run(model: Model, task: str, cases: Sequence[Item], guidance: float = 1.0) -
     if task != "draw":
         longest = max(len(model.vocabulary.encode_text(case.answer)) for case in cases)
         results = model.generate_many(prompts, temperature=0, max_output_tokens=longest + MARGIN)
-        return Outcome(cases, results, [[normal(r.text) == normal(case.answer)] for case, r in zip(cases, results, strict=True)])
+        rights = [[normal(r.text) == normal(case.answer)] for case, r in zip(cases, results, strict=True)]
+        return Outcome(cases, results, rights, [0] * len(cases))
     assert model.codec is not None
     blank = model.codec.encode(np.zeros((1, *model.codec.size, 3), np.uint8))
     results = model.generate_many(prompts, temperature=0, guidance=guidance, max_output_tokens=blank.size + MARGIN)
-    return Outcome(cases, results, [_objects_right(case, r) for case, r in zip(cases, results, strict=True)])
+    verdicts = [_verdict(case, r) for case, r in zip(cases, results, strict=True)]
+    rights = [[match.right for match in verdict.matches] for verdict in verdicts]
+    return Outcome(cases, results, rights, [verdict.spurious for verdict in verdicts])
 
 
 def _require_means(model: Model, tasks: Sequence[str]) -> None:
@@ -152,12 +161,12 @@ def shuffle_pixels(item: Item) -> Item:
     return dataclasses.replace(item, contents=tuple(contents))
 
 
-def _objects_right(case: Item, result: Result) -> list[bool]:
-    """Whether each requested object is right in the first drawing; none is if nothing was drawn."""
+def _verdict(case: Item, result: Result) -> Verdict:
+    """On the first drawing; nothing is right if nothing was drawn."""
     assert isinstance(case.truth, Scene)
     if not result.images:
-        return [False] * len(case.truth.things)
-    return [match.right for match in judge(np.asarray(result.images[0]), case.truth.things).matches]
+        return Verdict((Match(False, False, False, False),) * len(case.truth.things), 0)
+    return judge(np.asarray(result.images[0]), case.truth.things)
 
 
 def _chance(world: World, task: str, outcome: Outcome) -> dict[str, float]:
