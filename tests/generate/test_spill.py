@@ -140,15 +140,14 @@ def test_damaged_files_are_noticed_read_anew_and_replaced(plain_model, tmp_path,
     assert answer(engine_of(plain_model, spill=tmp_path), plain_model, LONG)[1] > 200
 
 
-def test_files_that_change_places_are_noticed(plain_model, tmp_path):
+def test_a_file_in_the_place_of_another_is_noticed(plain_model, tmp_path):
     engine = engine_of(plain_model, spill=tmp_path)
     expected = answer(engine, plain_model, LONG)[0]
     engine.hold(plain_model.prompt(LONG))
     engine.close()
-    first, *_, last = files(tmp_path)
-    data = first.read_bytes()
-    first.write_bytes(last.read_bytes())
-    last.write_bytes(data)
+    first, *others = files(tmp_path)
+    for other in others:  # not only exchanged: attention does not mind in which order it finds the pages that it sees
+        other.write_bytes(first.read_bytes())
     assert answer(engine_of(plain_model, spill=tmp_path), plain_model, LONG)[0] == expected
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.serve.tools.grounding import joined, metadata, sentences, supports
+from pollux.serve.tools.grounding import MOST, joined, metadata, passages_of, score, sentences, supports
 
 OWLS = "Owls are birds of prey. Most owls hunt at night, and they turn their heads by up to 270 degrees. A group is called a parliament."
 BEES = "Honey bees dance to tell each other where flowers are. A hive holds 40,000 bees in summer."
@@ -17,7 +17,7 @@ PASSAGES = [OWLS, BEES]
         ("Most owls hunt at night.", [("Most owls hunt at night.", 0)]),
         ("An owl hunts at night, and turns its head by up to 270 degrees.", [(..., 0)]),
         ("Bees dance to tell each other where flowers are!", [(..., 1)]),
-        ("Owls turn their heads by up to 360 degrees.", []),  # the number is another
+        ("Most owls hunt at night, and they turn their heads by up to 360 degrees.", []),  # the number is another
         ("A hive holds 40,000 bees in summer.", [(..., 1)]),
         ("Elephants never forget what their mothers taught them.", []),
         ("They are. It is.", []),
@@ -42,11 +42,19 @@ def test_segments_count_bytes_of_the_answer():
 def test_a_sentence_that_several_passages_say_names_them_all():
     [one] = supports("Most owls hunt at night.", [BEES, OWLS, "It is known that most owls hunt at night."])
     assert {i for i, _ in one.passages} == {1, 2}
+    [one] = supports("Most owls hunt at night.", ["Most owls may hunt at night.", *["Most owls hunt at night."] * MOST])
+    assert [i for i, _ in one.passages] == [1, 2, 3] and MOST == 3
 
 
 def test_words_that_are_not_there_lower_the_confidence():
     full, part = (supports(text, PASSAGES)[0].passages[0][1] for text in ("Most owls hunt at night", "Most owls hunt at night, secretly"))
     assert full > part
+
+
+def test_a_missing_word_that_other_passages_have_says_less_than_one_that_none_has():
+    known = passages_of(PASSAGES)
+    common, rare = (score(f"Most owls hunt at night {word}", known[0], known) for word in ("honey", "secretly"))
+    assert common > rare
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))
