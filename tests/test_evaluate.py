@@ -102,11 +102,14 @@ def test_bars_are_as_long_as_their_value_and_mark_chance(tmp_path):
 
 
 class OpenWorld(World):
-    """A world that remembers what it asked."""
+    """A world that remembers what it asked, and takes less pains with what guessing gets."""
 
     def items(self, task, n, split="held_out"):
         self.asked = [(task, item) for item in super().items(task, n, split)]
         return [item for _, item in self.asked]
+
+    def chance(self, task, n=500):
+        return super().chance(task, n)
 
 
 class Oracle:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fuzzing.damage import Ask
 from fuzzing.routes import KNOWN, others
-from fuzzing.run import Target
+from fuzzing.run import POOLS, SLACK, State, Target
 from fuzzing.send import Answer, judged
 from small_program import serving as program
 from whole_server import serving
@@ -61,6 +61,36 @@ def test_routes_that_the_fuzzer_does_not_know_are_asked_by_their_pattern():
 def test_a_wrong_answer_would_be_seen(ask, answer, wrong):
     found = judged(Ask("r", "GET", "/", **ask), answer)
     assert wrong in found and bool(found) == bool(wrong)
+
+
+class Scripted(Target):
+    """A server that held the first state when it was looked at, and holds the second one in the end."""
+
+    def __init__(self, *states):
+        super().__init__(0, 0)
+        self.states = list(states)
+
+    def _send(self, number, first_seed, report):
+        report.counts["r", 200] += number
+
+    def settled(self, before=None):
+        return self.states.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("after", "left"),
+    [
+        (State(30 + POOLS, 20 + SLACK, 0, 0, 0), []),
+        (State(31 + POOLS, 20, 0, 0, 0), ["left behind"]),
+        (State(30, 21 + SLACK, 0, 0, 0), ["left behind"]),
+        (State(30, 20, 0, 0, 1), ["still in the engine"]),
+        (State(30, 20, 1, 0, 0), ["still in the engine"]),
+        (State(30, 20, 0, 1, 0), ["still in the engine"]),
+    ],
+)
+def test_what_is_left_behind_would_be_seen(after, left):
+    report = Scripted(State(30, 20, 0, 0, 0), after).fuzz(9)
+    assert report.requests == 9 and [said.partition(":")[0] for said in report.left] == left
 
 
 def test_an_origin_that_is_no_address_is_foreign(tmp_path):

@@ -91,16 +91,12 @@ def test_what_gets_adapters():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(home):
     """Texts, vocabulary and a model of bfloat16 weights to begin with."""
-    home = tmp_path_factory.mktemp("home")
-    short_run.prepare(home)
     model = short_run.config(home).model
     folder.save(home / "base", model_params.init(model, jax.random.key(5), jnp.bfloat16), model)
     Vocabulary.load(home).save(home / "base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLLUX_CACHE", str(home / "cache"))
-        yield home
+    return home
 
 
 def run_config(home, **changes):

@@ -21,17 +21,12 @@ from pollux.train.reading import replay
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(home):
     """Texts, vocabulary, and a random model as the teacher."""
-    home = tmp_path_factory.mktemp("home")
-    short_run.prepare(home)
     model = short_run.config(home).model
     save(home / "teacher", jax.jit(lambda: params.init(model, jax.random.key(9)))(), model)
     Vocabulary.load(home).save(home / "teacher")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLLUX_CACHE", str(home / "cache"))
-        patch.setattr(loop, "peak_flops", lambda compute: 1e12)  # measuring it takes longer than these runs
-        yield home
+    return home
 
 
 def student(home, share: float, **changes):

@@ -64,15 +64,6 @@ def test_a_step_moves_the_weights_by_the_gradient_at_the_rounded_ones():
     assert not np.allclose(through["embed"], elsewhere["embed"], rtol=1e-2, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
-    short_run.prepare(home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLLUX_CACHE", str(home / "cache"))
-        yield home
-
-
 def test_a_run_in_few_bits_reports_the_loss_of_the_quantised_model(home, tmp_path):
     config = short_run.config(home, steps=24, weight_bits=4)
     model = pollux.load(loop.run(config, tmp_path / "run"))

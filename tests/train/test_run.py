@@ -41,16 +41,6 @@ from pollux.train.samples import TEXT_TOKENS
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Texts and vocabulary; programs compile once for all runs of this module."""
-    home = tmp_path_factory.mktemp("home")
-    short_run.prepare(home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLLUX_CACHE", str(home / "cache"))
-        yield home
-
-
-@pytest.fixture(scope="module")
 def undisturbed(home):
     """OUT of a run from start to end."""
     loop.run(short_run.config(home), home / "undisturbed")

@@ -31,19 +31,14 @@ OPTIONS = dict(optimizer=OptimizerConfig("adamw", learning_rate=1e-2), schedule=
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(home):
     """Texts, vocabulary and a teacher that is wider than the student; its weights are random, but it is sure of what it says."""
-    home = tmp_path_factory.mktemp("home")
-    short_run.prepare(home)
     model = short_run.small_model(vocab_size=short_run.VOCABULARY + 64, soft_inputs=(), d_model=32, num_groups=1)
     weights = jax.jit(lambda: init(model, jax.random.key(5)))()
     weights["final_norm"]["scale"] *= 3.0
     save(home / "teacher", weights, model)
     Vocabulary.load(home).save(home / "teacher")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLLUX_CACHE", str(home / "cache"))
-        patch.setattr(loop, "peak_flops", lambda compute: 1e12)  # measuring it takes longer than these runs
-        yield home
+    return home
 
 
 def student(home: Path, **distill):

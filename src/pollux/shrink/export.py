@@ -10,6 +10,7 @@ from pollux.generate.model import Model
 from pollux.model import folder, huggingface
 from pollux.model.config import PatchTower, VisionTower
 from pollux.model.quantized import require_plain
+from pollux.tokens.huggingface import MEDIA_IDS
 from pollux.tokens.template import Template
 from pollux.tokens.vocabulary import SPECIALS, Vocabulary
 
@@ -59,17 +60,7 @@ def _token_ids(vocabulary: Vocabulary | None) -> dict[str, Any]:
     """Special ids by their names in config.json."""
     if vocabulary is None:
         return {}
-    names = {
-        "pad_token_id": "<pad>",
-        "bos_token_id": "<bos>",
-        "image_token_id": "<image_soft>",
-        "boi_token_id": "<image>",
-        "eoi_token_id": "</image>",
-        "audio_token_id": "<audio_soft>",
-        "boa_token_id": "<audio>",
-        "eoa_token_index": "</audio>",
-        "video_token_id": "<video_soft>",
-    }
+    names = {"pad_token_id": "<pad>", "bos_token_id": "<bos>"} | MEDIA_IDS
     ids: dict[str, Any] = {theirs: vocabulary.specials[ours] for theirs, ours in names.items() if ours in vocabulary.specials}
     return ids | {"eos_token_id": list(vocabulary.stops)}
 

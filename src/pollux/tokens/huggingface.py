@@ -15,7 +15,7 @@ from pollux.tokens.vocabulary import Vocabulary
 
 TEMPLATE = "chat_template.jinja"
 MAX_SOUND = 750  # tokens, 30 s
-_IDS = {  # our names by theirs in config.json
+MEDIA_IDS = {  # our names by theirs in config.json
     "image_token_id": "<image_soft>",
     "boi_token_id": "<image>",
     "eoi_token_id": "</image>",
@@ -37,7 +37,7 @@ def vocabulary(folder: Path, tokenizer: Tokenizer) -> Vocabulary:
     """The tokenizer of the folder with its special tokens, the ids that end a turn, and the chat template."""
     data = _json(folder / "config.json")
     text = data.get("text_config", data)
-    specials = {ours: data[theirs] for theirs, ours in _IDS.items() if data.get(theirs) is not None}
+    specials = {ours: data[theirs] for theirs, ours in MEDIA_IDS.items() if data.get(theirs) is not None}
     specials |= {ours: i for ours, name in _SPANS.items() if (i := tokenizer.token_to_id(name)) is not None}
     specials |= {name: text[f"{name[1:-1]}_token_id"] for name in ("<pad>", "<bos>") if text.get(f"{name[1:-1]}_token_id") is not None}
     stops = _many(_json(folder / "generation_config.json").get("eos_token_id")) or _many(text.get("eos_token_id"))

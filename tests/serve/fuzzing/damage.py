@@ -115,7 +115,7 @@ def mishandled(draw, ask: Ask) -> Ask:
     kind = draw(st.sampled_from(("same",) * 24 + ("method", "chunked", "chunked", "short", "wrong", "path", "query", "long path")))
     if kind == "method":
         return replace(ask, method=draw(st.sampled_from(("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "FOO"))), makes="")
-    if kind == "chunked" or kind == "short" or kind == "wrong":
+    if kind in ("chunked", "short", "wrong"):
         return replace(ask, framing=kind, makes="")
     if kind == "path":
         tail = draw(st.sampled_from(("/", "//", "/..", "%00", "%2F..", "%ff", ":x", "%3Ax", "é", ";x", "%252e")))
