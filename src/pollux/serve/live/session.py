@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
 
 import numpy as np
 
 from pollux.media import encode_audio
 from pollux.serve.answer import chunks
 from pollux.serve.errors import invalid
+from pollux.serve.generate import to_the_end
 from pollux.serve.live.speech import Microphone
 from pollux.serve.prepare import Caller, Plan, prepare
 from pollux.serve.server import Server
@@ -261,7 +261,7 @@ class Session:
                 for candidate in chunk.candidates[:1]:
                     reason = _REASONS.get(candidate.finish_reason, reason) if candidate.finish_reason is not None else reason
                     fresh = [_with_id(part) for part in (candidate.content.parts if candidate.content is not None else ())]
-                    await _to_the_end(self._tell(fresh, parts, candidate))
+                    await to_the_end(self._tell(fresh, parts, candidate))
         self._calls = {part.function_call.id: part.function_call.name for part in parts if part.function_call is not None}
         return usage, reason
 
@@ -272,16 +272,6 @@ class Session:
             turn = Content(shown, "model") if shown else None
             await self.send(ServerMessage(server_content=ServerContent(turn, found, read)))
         parts += fresh
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await work that an interruption must not tear apart: it is done before the cancellation goes on."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
 
 
 def _with_id(part: Part) -> Part:
