@@ -1,5 +1,6 @@
 """The folder of the server under what happens to servers: killed in the middle, started twice, a full disk, an older or newer pollux."""
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from stored_server import Clock, program, serving, until
 
+from pollux.serve.databases import Database
 from pollux.serve.errors import ApiError, disk_full
 from pollux.serve.records import Records, Taken, space
 from pollux.serve.store import Store, new_id
@@ -131,6 +133,21 @@ def test_the_last_of_the_disk_is_for_records_so_that_files_can_be_deleted(tmp_pa
         assert httpx.delete(f"{running.url}/v1beta/{file['name']}", timeout=60).status_code == 200
         monkeypatch.undo()
         assert send(running.url + places[1], b"x" * MEGABYTE, MEGABYTE, "upload, finalize").status_code == 200
+
+
+def test_a_server_starts_on_a_full_disk_and_makes_what_room_it_can(tmp_path, monkeypatch):
+    """SQLite cannot move what is in its log into its file, and says so when it is asked to."""
+
+    def full(self):
+        raise disk_full()
+
+    monkeypatch.setattr(Database, "compact", full)
+    with contextlib.closing(Store(tmp_path)) as store:
+        store.records.add("file", "a", {}, media="kept", expires=store.clock() - 1)
+        (tmp_path / "uploads" / "forgotten").write_bytes(b"bytes")
+        (tmp_path / "media" / "kept").write_bytes(b"bytes")
+        store.sweep()
+        assert not list((tmp_path / "uploads").iterdir()) and not list((tmp_path / "media").iterdir())
 
 
 def test_what_was_not_acknowledged_makes_room_on_a_full_disk(tmp_path, monkeypatch):

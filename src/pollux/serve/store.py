@@ -180,10 +180,13 @@ class Store:
         self.records.expire()
         self._drop()
         self._media.tidy()
-        self.records.compact()
         for file in self._uploads.iterdir():
             if self.records.get("upload", file.name) is None:
                 file.unlink(missing_ok=True)
+        try:
+            self.records.compact()
+        except ApiError as error:  # on a full disk SQLite has no room to do so
+            log.warning("the room of deleted records could not be given back yet: %s", error)
 
     def _drop(self) -> None:
         """Take away the media that belong to no record any more; what does not succeed is tried again by the next sweep."""
