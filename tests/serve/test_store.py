@@ -195,9 +195,12 @@ except ApiError as error:
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 records.add("kind", "after", {{}})
 print(*sorted(record.name for record in records.all("kind")))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+Records({str(tmp_path / "b.sqlite")!r})
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.split() == ["507", "after", "before"], result.stderr
+    assert "b.sqlite cannot be used: the disk of the server is full" in result.stderr
 
 
 def test_a_folder_has_one_server(tmp_path):
