@@ -119,10 +119,16 @@ SETUP = {"setup": {"model": "small"}}
 NO_PICTURE = {"parts": [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]}
 
 
+def detecting(**settings):
+    return {"setup": {"model": "small", "realtimeInputConfig": {"automaticActivityDetection": settings}}}
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
         (["{"], "the body is not JSON"),
+        ([detecting(prefix_padding_ms=-60)], "prefixPaddingMs is -60 but must be between 0 and 300000"),
+        ([detecting(silence_duration_ms=300_001)], "silenceDurationMs is 300001 but must be"),
         ([{"clientContent": {}}], "the first message must have a setup"),
         ([SETUP, SETUP], "setup must come once"),
         ([SETUP, {}], "a message must have clientContent"),

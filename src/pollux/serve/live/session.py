@@ -18,7 +18,7 @@ from pollux.media import encode_audio
 from pollux.serve.answer import chunks
 from pollux.serve.errors import invalid
 from pollux.serve.generate import to_the_end
-from pollux.serve.live.speech import Microphone
+from pollux.serve.live.speech import MOST_SECONDS, Microphone
 from pollux.serve.prepare import Caller, Plan, prepare
 from pollux.serve.server import Server
 from pollux.serve.store import new_id
@@ -79,6 +79,10 @@ class Session:
 
     async def check(self) -> None:
         """Raises ApiError for a setup that no turn could be answered with."""
+        padding, silence = self._detection.prefix_padding_ms, self._detection.silence_duration_ms
+        for name, value in (("prefixPaddingMs", padding), ("silenceDurationMs", silence)):
+            if value is not None and not 0 <= value <= MOST_SECONDS * 1000:
+                raise invalid(f"automaticActivityDetection.{name} is {value} but must be between 0 and {MOST_SECONDS * 1000}")
         await self._plan([Content((Part(text="a"),), "user")], look_up=False)
 
     async def take(self, message: ClientMessage) -> None:
