@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import threading
+import time
 import warnings
 
 import httpx
@@ -17,6 +19,7 @@ from whole_server import serving
 from pollux.content import Content, Text
 from pollux.serve.access import Rules
 from pollux.serve.errors import ApiError
+from pollux.serve.interactions import routes
 from pollux.serve.interactions.asked import generate_request
 from pollux.serve.interactions.run import Run
 from pollux.serve.interactions.steps import Answer, read_input, read_steps
@@ -157,6 +160,25 @@ def test_a_client_that_leaves_ends_the_work_on_its_stream(server, api):
     assert api.get(id=name).status == "cancelled"
 
 
+def test_what_is_deleted_while_it_is_stored_does_not_come_back(server, api, monkeypatch):
+    storing, stored, real = threading.Event(), threading.Event(), routes._store
+
+    def slow(server, run, status):
+        if status == "in_progress":
+            return real(server, run, status)
+        storing.set()
+        time.sleep(0.5)  # in which the other request is handled
+        real(server, run, status)
+        stored.set()
+
+    monkeypatch.setattr(routes, "_store", slow)
+    name = ask(api, background=True).id
+    assert storing.wait(60)
+    api.delete(id=name)
+    assert stored.wait(60)
+    assert server.service.store.records.get("interaction", name) is None
+
+
 def test_an_interaction_that_a_dead_server_left_is_failed(server, api):
     left = Run("left", "", {"model": "pollux", "status": "in_progress"}, [])
     server.service.store.records.add("interaction", "left", {"data": left.data, "given": [], "steps": []})
@@ -179,6 +201,8 @@ def test_interactions_take_of_the_room_of_their_owner(tmp_path):
         answers = [httpx.post(f"{whole.url}/v1/interactions", json=body) for _ in range(4)]
         assert answers[0].status_code == 200 and answers[-1].status_code == 429
         assert "would take more than the limit of 2000 bytes" in answers[-1].json()["error"]["message"]
+        assert httpx.post(f"{whole.url}/v1/interactions", json=body | {"background": True}).status_code == 429
+        assert not routes._running[whole.service.server]
         httpx.delete(f"{whole.url}/v1/interactions/{answers[0].json()['id']}")
         assert httpx.post(f"{whole.url}/v1/interactions", json=body).status_code == 200
 

@@ -1,9 +1,7 @@
 """Live sessions with the official client, over TLS as it wants them, against a whole server."""
 
 import asyncio
-import contextlib
 import io
-import json
 import ssl
 
 import httpx
@@ -14,28 +12,20 @@ import websockets
 from google import genai
 from google.genai import errors, types
 from small_model import small_model
-from stored_server import serving as stored_serving
 from stored_server import until
-from websockets.sync.client import connect
+from test_speech import RATE, tone
 from whole_server import serving
 
-from pollux.content import Audio, Content, FunctionCall, FunctionResponse, Text
-from pollux.generate.answer import Result, Usage
-from pollux.generate.requests import Job, Piece
+from pollux.content import Audio, Content, Text
 from pollux.serve import tls
 from pollux.serve.access import Rules
-from pollux.serve.live.speech import Microphone
 from pollux.serve.live.tokens import Admission, _path
-from pollux.serve.server import Served
 from pollux.serve.wire.generate import GenerationConfig
-from pollux.serve.wire.live import ActivityDetection, Setup, StartSensitivity
-from pollux.tokens.interleave import encode_prompt
+from pollux.serve.wire.live import Setup
 
 FEW = {"temperature": 0, "max_output_tokens": 12}
 LONG = {"temperature": 0, "max_output_tokens": 400}
 RED = "a red circle"
-RATE = 16_000
-SERVICE = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +76,6 @@ def read_tokens(end):
 def said(*turns):
     """What the model says to turns of the user and itself."""
     return small_model().generate([Content(role, (Text(text),)) for role, text in zip(("user", "model") * 9, turns, strict=False)], **FEW)
-
-
-def tone(seconds, volume=0.3):
-    return (volume * 32767 * np.sin(np.arange(int(seconds * RATE)) * 2 * np.pi * 440 / RATE)).astype("<i2")
 
 
 def test_a_conversation_is_answered_turn_by_turn_with_all_that_was_said(client):
@@ -249,131 +235,6 @@ def test_a_setup_that_cannot_work_is_refused_at_once(client, settings, message):
         asyncio.run(begin(client, **settings))
 
 
-class Scripted:
-    """An engine that says what it is told to."""
-
-    def __init__(self, *answers):
-        self.answers, self.requests = list(answers), []
-
-    def submit(self, request, notify=None):
-        self.requests.append(request)
-        job, parts = Job(request, notify), self.answers.pop(0)
-        nothing = np.zeros(0, np.int32)
-        job.add(Piece(0, parts, (), (), (), "stop", Result(parts, nothing, nothing, "stop", Usage({"text": 1}, {"text": 1}))))
-        job.end()
-        job.tell()
-        return job
-
-
-@contextlib.contextmanager
-def scripted(folder, *answers):
-    """The engine, and an open websocket to its server."""
-    engine = Scripted(*answers)
-    with stored_serving(folder, {"small": Served("small", small_model(), engine)}) as running:
-        with connect(
-            f"ws{running.url.removeprefix('http')}/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
-        ) as socket:
-            yield engine, socket
-
-
-def told(socket, message):
-    socket.send(json.dumps(message))
-
-
-def heard(socket):
-    return json.loads(socket.recv(timeout=30))
-
-
-CALLS = (FunctionCall("weather", {"city": "Rome"}), FunctionCall("weather", {"city": "Bern"}))
-TOOLS = [{"functionDeclarations": [{"name": "weather", "parameters": {"type": "OBJECT", "properties": {"city": {"type": "STRING"}}}}]}]
-
-
-def encode(turns):
-    model = small_model()
-    return encode_prompt(turns, model.vocabulary, model.tokens_config, model.codec, model.limits).ids.tolist()
-
-
-def all_heard(socket):
-    """The text of the messages up to the one that says that it is complete."""
-    text = ""
-    while "modelTurn" in (content := heard(socket)["serverContent"]):
-        text += "".join(part["text"] for part in content["modelTurn"]["parts"])
-    assert content == {"generationComplete": True}
-    return text
-
-
-def test_calls_wait_for_their_results(tmp_path):
-    with scripted(tmp_path, (Text("Let me see. "), *CALLS), (Text("Sunny."),)) as (engine, socket):
-        told(socket, {"setup": {"model": "models/small", "tools": TOOLS}})
-        assert heard(socket)["setupComplete"]["sessionId"]
-        told(socket, {"clientContent": {"turns": [{"role": "user", "parts": [{"text": "weather?"}]}], "turnComplete": True}})
-        assert heard(socket)["serverContent"]["modelTurn"]["parts"] == [{"text": "Let me see. "}]
-        calls = heard(socket)["toolCall"]["functionCalls"]
-        assert [(call["name"], call["args"]) for call in calls] == [("weather", {"city": "Rome"}), ("weather", {"city": "Bern"})]
-        assert len({call["id"] for call in calls}) == 2
-        results = [{"id": call["id"], "name": "weather", "response": {"sky": call["args"]["city"]}} for call in reversed(calls)]
-        told(socket, {"tool_response": {"function_responses": results[:1]}})
-        told(socket, {"toolResponse": {"functionResponses": results[1:]}})
-        assert all_heard(socket) == "Sunny."
-        assert heard(socket)["serverContent"] == {"turnComplete": True}
-    turns = [
-        Content("user", (Text("weather?"),)),
-        Content("model", (Text("Let me see. "), *CALLS)),
-        Content("tool", tuple(FunctionResponse("weather", {"sky": city}) for city in ("Rome", "Bern"))),
-    ]
-    bare = encode(turns)[1:]
-    assert engine.requests[1].prompt.ids.tolist()[-len(bare) :] == bare  # before it stand the declared functions
-
-
-def test_calls_that_nobody_waits_for_any_more_are_taken_back(tmp_path):
-    with scripted(tmp_path, CALLS[:1], (Text("Never mind."),)) as (_, socket):
-        told(socket, {"setup": {"model": "models/small", "tools": TOOLS}})
-        heard(socket)
-        told(socket, {"clientContent": {"turns": [{"parts": [{"text": "weather?"}]}], "turnComplete": True}})
-        call = heard(socket)["toolCall"]["functionCalls"][0]
-        told(socket, {"realtimeInput": {"text": "forget it"}})
-        assert heard(socket) == {"toolCallCancellation": {"ids": [call["id"]]}}
-        assert all_heard(socket) == "Never mind."
-        told(socket, {"toolResponse": {"functionResponses": [{"id": call["id"], "response": {}}]}})
-        while "serverContent" in (message := next_or_end(socket)):
-            pass
-        assert message == {"code": 1007, "reason": f"there is no call with the id '{call['id']}' that waits for its result"}
-
-
-def next_or_end(socket):
-    try:
-        return heard(socket)
-    except websockets.ConnectionClosed as closed:
-        return {"code": closed.rcvd.code, "reason": closed.rcvd.reason}
-
-
-SETUP = {"setup": {"model": "small"}}
-NO_PICTURE = {"parts": [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]}
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        (["{"], "the body is not JSON"),
-        ([{"clientContent": {}}], "the first message must have a setup"),
-        ([SETUP, SETUP], "setup must come once"),
-        ([SETUP, {}], "a message must have clientContent"),
-        ([SETUP, {"realtimeInput": {"activityStart": {}}}], "need automaticActivityDetection.disabled"),
-        ([SETUP, {"realtimeInput": {"audio": {"mimeType": "audio/wav", "data": "AAAA"}}}], "must come as audio/pcm"),
-        ([SETUP, {"realtimeInput": {"audio": {"mimeType": "audio/pcm;rate=1", "data": "AAAA"}}}], "must be from 8000"),
-        ([SETUP, {"realtimeInput": {"video": {"mimeType": "video/mp4", "data": "AAAA"}}}], "takes image/* and audio/pcm"),
-        ([SETUP, {"clientContent": {"turns": [NO_PICTURE], "turnComplete": True}}], "image"),
-    ],
-)
-def test_what_is_wrong_ends_the_session_with_its_reason(tmp_path, messages, reason):
-    with scripted(tmp_path) as (_, socket):
-        for message in messages:
-            socket.send(message if isinstance(message, str) else json.dumps(message))
-        while "setupComplete" in (end := next_or_end(socket)):
-            pass
-        assert end["code"] == 1007 and reason in end["reason"]
-
-
 def test_a_token_opens_as_many_sessions_as_it_says_with_the_settings_it_says(tmp_path, certificate):
     with serving(tmp_path, Rules(keys_required=True), certificate=certificate) as whole:
         owner = connected(whole.url, certificate, whole.keys.add("mine"), api_version="v1alpha")
@@ -418,33 +279,3 @@ def test_a_mask_fixes_its_fields_only():
     assert Admission("", 0.0, fixed, None).apply(chosen) == fixed
     assert Admission("", 0.0, None, None).apply(chosen) == Admission("", 0.0, fixed, ()).apply(chosen) == chosen
     assert [_path(path) for path in ("outputAudioTranscription", "model.x", "systemInstruction")] == ["", "", "system_instruction"]
-
-
-def stretches(sound, chunk=160, **settings):
-    """What a microphone takes for speech: (samples heard when it ended, samples of it)."""
-    microphone, found, heard = Microphone(ActivityDetection(**settings), RATE), [], 0
-    for start in range(0, len(sound), chunk):
-        heard += chunk
-        for begun in microphone.hear(sound[start : start + chunk]):
-            if not begun:
-                found.append((heard, len(microphone.take())))
-    return found, microphone
-
-
-def test_speech_begins_with_loud_frames_and_ends_with_silence():
-    sound = np.concatenate([np.zeros(RATE, np.int16), tone(1.0), np.zeros(2 * RATE, np.int16)])
-    for chunk in (77, 160, len(sound)):
-        found, microphone = stretches(sound, chunk)
-        assert len(found) == 1 and not microphone.speaking
-        assert abs(found[0][1] - 2.1 * RATE) <= 640  # 0.3 s before, 1 s of tone, 0.8 s of silence
-    assert abs(stretches(sound, silence_duration_ms=200, prefix_padding_ms=0)[0][0][1] - 1.2 * RATE) <= 640
-
-
-def test_clicks_and_noise_are_no_speech():
-    click = np.zeros(2 * RATE, np.int16)
-    click[RATE : RATE + 300] = 20_000
-    assert stretches(click)[0] == []
-    noise = np.random.default_rng(0).normal(0, 100, 2 * RATE).astype(np.int16)
-    assert stretches(noise)[0] == []
-    quiet = np.concatenate([tone(1.0, volume=0.02), np.zeros(RATE, np.int16)])
-    assert stretches(quiet)[0] and not stretches(quiet, start_of_speech_sensitivity=StartSensitivity.START_SENSITIVITY_LOW)[0]

@@ -187,25 +187,24 @@ def test_a_database_of_a_later_pollux_is_left_alone(database, records):
 
 
 def test_connections_that_broke_are_made_anew_and_a_database_that_is_gone_is_an_error_of_the_api(database_server, clock):
-    records = Records(database_server, clock)
-    records.add("kind", "a", {})
-    with records._database._engine.connect() as connection:
-        connection.connection.driver_connection.close()
-    assert records.get("kind", "a") is not None
-
-    records._database._engine.dispose()
-
     def refused(dialect, record, arguments, keywords):
         keywords["host"], keywords["port"] = "127.0.0.1", 1
 
-    event.listen(records._database._engine, "do_connect", refused)
-    with pytest.raises(ApiError, match="does not answer") as found:
-        records.get("kind", "a")
-    assert (found.value.code, found.value.status, found.value.headers["Retry-After"]) == (503, "UNAVAILABLE", "1")
-    with pytest.raises(ApiError, match="does not answer"), records.transaction():
-        raise AssertionError("there is no transaction")
-    event.remove(records._database._engine, "do_connect", refused)
-    assert records.get("kind", "a") is not None
+    with contextlib.closing(Records(database_server, clock)) as records:
+        records.add("kind", "a", {})
+        with records._database._engine.connect() as connection:
+            connection.connection.driver_connection.close()
+        assert records.get("kind", "a") is not None
+
+        records._database._engine.dispose()
+        event.listen(records._database._engine, "do_connect", refused)
+        with pytest.raises(ApiError, match="does not answer") as found:
+            records.get("kind", "a")
+        assert (found.value.code, found.value.status, found.value.headers["Retry-After"]) == (503, "UNAVAILABLE", "1")
+        with pytest.raises(ApiError, match="does not answer"), records.transaction():
+            raise AssertionError("there is no transaction")
+        event.remove(records._database._engine, "do_connect", refused)
+        assert records.get("kind", "a") is not None
 
 
 def test_a_lease_is_one_servers_until_it_runs_out_or_is_dropped(records, elsewhere, clock):

@@ -1,5 +1,6 @@
 """The folder of the server under what happens to servers: killed in the middle, started twice, a full disk, an older or newer pollux."""
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from stored_server import Clock, program, serving, until
 
+from pollux.serve.databases import Database
 from pollux.serve.errors import ApiError, disk_full
 from pollux.serve.records import Records, Taken, space
 from pollux.serve.store import Store, new_id
@@ -133,6 +135,21 @@ def test_the_last_of_the_disk_is_for_records_so_that_files_can_be_deleted(tmp_pa
         assert send(running.url + places[1], b"x" * MEGABYTE, MEGABYTE, "upload, finalize").status_code == 200
 
 
+def test_a_server_starts_on_a_full_disk_and_makes_what_room_it_can(tmp_path, monkeypatch):
+    """SQLite cannot move what is in its log into its file, and says so when it is asked to."""
+
+    def full(self):
+        raise disk_full()
+
+    monkeypatch.setattr(Database, "compact", full)
+    with contextlib.closing(Store(tmp_path)) as store:
+        store.records.add("file", "a", {}, media="kept", expires=store.clock() - 1)
+        (tmp_path / "uploads" / "forgotten").write_bytes(b"bytes")
+        (tmp_path / "media" / "kept").write_bytes(b"bytes")
+        store.sweep()
+        assert not list((tmp_path / "uploads").iterdir()) and not list((tmp_path / "media").iterdir())
+
+
 def test_what_was_not_acknowledged_makes_room_on_a_full_disk(tmp_path, monkeypatch):
     with serving(tmp_path) as running:
         place = begin(running.url, 5 * MEGABYTE)
@@ -178,9 +195,12 @@ except ApiError as error:
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 records.add("kind", "after", {{}})
 print(*sorted(record.name for record in records.all("kind")))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+Records({str(tmp_path / "b.sqlite")!r})
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.split() == ["507", "after", "before"], result.stderr
+    assert "b.sqlite cannot be used: the disk of the server is full" in result.stderr
 
 
 def test_a_folder_has_one_server(tmp_path):

@@ -28,7 +28,7 @@ BUSY_SECONDS = 30  # to wait for another program that writes to the same databas
 MOST_SKEW = 5.0  # seconds between the clocks of this machine and of the database
 _CONNECTIONS = 8  # that stay open; as many more come and go
 _MYSQL_PASSING = (1040, 1053, 1205, 1213)  # too many connections, shutdown, waited too long for a lock, deadlock
-_SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+_SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Database:
 
         Raises ValueError if a later version of pollux has been here.
         """
-        with self._engine.connect() as connection:
+        with self._checked(), self._engine.connect() as connection:
             try:
                 self._say(connection, self._kind.alone)
                 [[version]] = self._say(connection, [self._kind.version])

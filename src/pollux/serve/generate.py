@@ -110,6 +110,16 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
                 await task
 
 
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work that an interruption must not tear apart: it is done before the cancellation goes on."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

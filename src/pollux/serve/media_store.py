@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from pollux.serve.errors import ApiError
+from pollux.serve.records import space
 
 COPY_SECONDS = 3600.0  # after its last use that a copy of an object stays here
 
@@ -44,7 +46,7 @@ class MediaFolder:
     def keep(self, file: Path, name: str) -> None:
         with contextlib.suppress(FileExistsError):  # after a crash between this and the record
             os.link(file, self.folder / name)
-        sync_folder(self.folder)
+        sync(self.folder)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -57,7 +59,8 @@ class MediaFolder:
 
 
 class ObjectStore:
-    """A place such as s3://bucket/folder. copies: a folder for what is read. Raises ValueError for a URL that fsspec cannot open."""
+    """A place such as s3://bucket/folder. copies: a folder for what is read, made if it is not there. Raises ValueError for a URL that
+    fsspec cannot open."""
 
     def __init__(self, url: str, copies: Path):
         try:
@@ -65,11 +68,17 @@ class ObjectStore:
         except (ValueError, ImportError) as error:
             raise ValueError(f"{url} cannot be opened as an object store: {error}") from error
         self._copies = copies
+        copies.mkdir(mode=0o700, exist_ok=True)
+        for copy in copies.iterdir():  # the end of the machine may have torn it
+            copy.unlink()
 
     def keep(self, file: Path, name: str) -> None:
         with self._reached():
             self._remote.makedirs(self._root, exist_ok=True)
             self._remote.put_file(str(file), self._at(name))
+            if isinstance(self._remote, LocalFileSystem):  # which leaves to the system when bytes reach the disk
+                sync(Path(self._at(name)))
+                sync(Path(self._root))
 
     def path(self, name: str) -> Path:
         copy = self._copies / name
@@ -92,26 +101,28 @@ class ObjectStore:
 
     def tidy(self) -> None:
         for copy in self._copies.iterdir():
-            if copy.stat().st_mtime < time.time() - COPY_SECONDS:
-                copy.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # it was a part, or its record has gone
+                if copy.stat().st_mtime < time.time() - COPY_SECONDS:
+                    copy.unlink()
 
     def _at(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
-        """Backends of fsspec raise what they like. Raises ApiError 503 for all of it but a missing object."""
+        """Backends of fsspec raise what they like. Raises ApiError: 507 for a full disk, 503 for all else but a missing object."""
         try:
-            yield
-        except FileNotFoundError:
+            with space():
+                yield
+        except (FileNotFoundError, ApiError):
             raise
         except Exception as error:
             raise ApiError(503, "UNAVAILABLE", f"the object store of the server does not answer: {type(error).__name__}") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk; those of files are not written with the files."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Force a file to disk, or the names in a folder: those of files are not written with the files."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

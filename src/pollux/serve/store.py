@@ -6,7 +6,8 @@ its place among the media, then its record is committed, and only then does the 
 found by the upload that stays until the record is there, and taken away. The layout of the folder:
 
     pollux.sqlite      records.py, unless they are in a database elsewhere
-    media/NAME         whole files, never changed; with an object store, copies of some
+    media/NAME         whole files, never changed, unless they are in an object store
+    copies/NAME        of objects that were read lately
     uploads/NAME       what has come of uploads that are not finished
     indexes/NAME       retrieval/index.py: of the documents of a store; can be made again from them
     lock               held by the server that runs
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from pollux.serve.errors import ApiError
 from pollux.serve.leases import LEASE_SECONDS, Leases
-from pollux.serve.media_store import MediaFolder, MediaStore, ObjectStore, sync_folder
+from pollux.serve.media_store import MediaFolder, MediaStore, ObjectStore, sync
 from pollux.serve.records import Record, Records, space
 from pollux.serve.retrieval.indexes import Indexes
 
@@ -60,7 +61,6 @@ class Store:
         media, self._uploads = self.folder / "media", self.folder / "uploads"
         for part in (self.folder, media, self._uploads):
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._media: MediaStore = ObjectStore(objects, media) if objects else MediaFolder(media)
         self._lock = open(self.folder / "lock", "a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,12 +68,13 @@ class Store:
             self._lock.close()
             raise ValueError(f"{self.folder} is in use by another server; stop it, or choose another folder") from error
         try:
+            self._media: MediaStore = ObjectStore(objects, self.folder / "copies") if objects else MediaFolder(media)
             self.records = Records(database or self.folder / "pollux.sqlite", clock)
         except BaseException:
             self._lock.close()
             raise
         for part in (self.folder, media, self._uploads):
-            sync_folder(part)
+            sync(part)
         self.indexes = Indexes(self.folder / "indexes")
         self.closing = threading.Event()  # tasks in the background that take long look at it
         self.leases = Leases(self.records, new_id(16), lease)
@@ -85,6 +86,10 @@ class Store:
                 file.unlink()  # the record came, the upload was not discarded any more
             else:
                 self._take_away(file.name)
+        for file in media.iterdir() if objects else ():  # kept before there was an object store
+            if self.records.has_media(file.name):
+                self._media.keep(file, file.name)
+                file.unlink()
         self.sweep()
 
     def close(self) -> None:
@@ -148,7 +153,7 @@ class Store:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            sync_folder(self._uploads)
+            sync(self._uploads)
 
     def keep(self, upload: str) -> None:
         """Give a finished upload, already on disk, a place among the media, under the same name. To be followed by a record that has it as
@@ -175,10 +180,13 @@ class Store:
         self.records.expire()
         self._drop()
         self._media.tidy()
-        self.records.compact()
         for file in self._uploads.iterdir():
             if self.records.get("upload", file.name) is None:
                 file.unlink(missing_ok=True)
+        try:
+            self.records.compact()
+        except ApiError as error:  # on a full disk SQLite has no room to do so
+            log.warning("the room of deleted records could not be given back yet: %s", error)
 
     def _drop(self) -> None:
         """Take away the media that belong to no record any more; what does not succeed is tried again by the next sweep."""

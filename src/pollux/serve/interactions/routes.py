@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from pollux.serve.errors import ApiError, api_error, invalid, not_found
-from pollux.serve.generate import caller_of, unless_left
+from pollux.serve.generate import caller_of, to_the_end, unless_left
 from pollux.serve.interactions.asked import generate_request
 from pollux.serve.interactions.run import RUNNING, Run
 from pollux.serve.interactions.steps import Json, read_input, read_steps
@@ -48,9 +48,9 @@ def routes(server: Server) -> list[BaseRoute]:
         asked = await read(CreateInteraction, request)
         run, plan, ignored = await server.run(_begin, server, asked, caller_of(request))
         request.state.ignored += ignored
-        runs[run.id] = run
         if asked.background:
             await server.run(_store, server, run, RUNNING)
+        runs[run.id] = run
         run.task = asyncio.create_task(_finish(server, runs, run, plan, asked.store and server.store is not None))
         if asked.background:
             run.watch = asyncio.create_task(_watch(server, run))
@@ -163,7 +163,7 @@ async def _finish(server: Server, runs: dict[str, Run], run: Run, plan: Plan, ke
     status = await run.write(server, plan)
     try:
         if keep:
-            await asyncio.shield(server.run(_store, server, run, status))
+            await to_the_end(server.run(_store, server, run, status))  # or it would come back after it was deleted
     except Exception as error:
         run.error, status = api_error(error), "failed"
         run.fail(run.error)

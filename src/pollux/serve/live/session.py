@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
 
 import numpy as np
 
 from pollux.media import encode_audio
 from pollux.serve.answer import chunks
 from pollux.serve.errors import invalid
-from pollux.serve.live.speech import Microphone
+from pollux.serve.generate import to_the_end
+from pollux.serve.live.speech import MOST_SECONDS, Microphone
 from pollux.serve.prepare import Caller, Plan, prepare
 from pollux.serve.server import Server
 from pollux.serve.store import new_id
@@ -79,6 +79,10 @@ class Session:
 
     async def check(self) -> None:
         """Raises ApiError for a setup that no turn could be answered with."""
+        padding, silence = self._detection.prefix_padding_ms, self._detection.silence_duration_ms
+        for name, value in (("prefixPaddingMs", padding), ("silenceDurationMs", silence)):
+            if value is not None and not 0 <= value <= MOST_SECONDS * 1000:
+                raise invalid(f"automaticActivityDetection.{name} is {value} but must be between 0 and {MOST_SECONDS * 1000}")
         await self._plan([Content((Part(text="a"),), "user")], look_up=False)
 
     async def take(self, message: ClientMessage) -> None:
@@ -261,7 +265,7 @@ class Session:
                 for candidate in chunk.candidates[:1]:
                     reason = _REASONS.get(candidate.finish_reason, reason) if candidate.finish_reason is not None else reason
                     fresh = [_with_id(part) for part in (candidate.content.parts if candidate.content is not None else ())]
-                    await _to_the_end(self._tell(fresh, parts, candidate))
+                    await to_the_end(self._tell(fresh, parts, candidate))
         self._calls = {part.function_call.id: part.function_call.name for part in parts if part.function_call is not None}
         return usage, reason
 
@@ -272,16 +276,6 @@ class Session:
             turn = Content(shown, "model") if shown else None
             await self.send(ServerMessage(server_content=ServerContent(turn, found, read)))
         parts += fresh
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await work that an interruption must not tear apart: it is done before the cancellation goes on."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
 
 
 def _with_id(part: Part) -> Part:
