@@ -1,6 +1,7 @@
 """The text of documents and its passages: offsets that are exact, pages and headings, and what cannot be read."""
 
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,33 @@ def test_markup_that_never_ends_is_read_in_one_pass():
     assert cut(read(b"# a" + b" " * depth + b"b\ntext", "text/markdown"))[0].heading == "a b"
 
 
+@pytest.mark.parametrize("piece", [b"<!--", b"<![CDATA[", b"<?", b"<a ", b"</", b"<a b='\"", b"<script>", b"<script "])
+def test_markup_that_never_ends_takes_no_more_than_its_length(piece):
+    """What would be looked at again from each of the 10,000 pieces on is one step: calls are counted."""
+    steps = 0
+
+    def count(*_):
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(count)
+    try:
+        assert read(b"seen" + piece * 10_000, "text/html").text == "seen"
+    finally:
+        sys.setprofile(None)
+    assert steps < 1000
+
+
+@pytest.mark.parametrize("markup", [b"<![foo]>", b"<![ >", b"<?php echo ?>", b"<!doctype x[>", b"<script/>", b"<script>a<b</script x>"])
+def test_declarations_and_scripts_are_left_out(markup):
+    assert read(b"a" + markup + b"b", "text/html").text == "ab"
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "utf-7", "punycode", "rot13"])
+def test_a_charset_that_is_none_of_the_web_does_not_count(charset):
+    assert read(f"<meta charset={charset}><p>\\ud800 +2AA- ü".encode(), "text/html").text == "\\ud800 +2AA- ü"
+
+
 @given(st.text())
 def test_any_markup_can_be_read(text):
     try:
@@ -134,6 +162,8 @@ def test_text_with_a_byte_order_mark_is_read_without_it(encoding):
         (b'{"a": "\\ud800"}', "application/json", "is not JSON"),
         (b"[" * 100_000, "application/json", "is not JSON"),
         (b'{"a": 1}\n{"b"', "application/jsonl", "line 2"),
+        (b"[" * 500 + b"0," * 50_000 + b"0" + b"]" * 500, "application/json", "more than the 10000000 characters"),
+        (b"[],\n" * 3_000_000, "application/json", "has 12000000 characters"),
         (pdf_file([["words"]])[:300], "application/pdf", "broken, or none"),
         (pdf_file([[]]), "application/pdf", "holds no text"),
         (b"PK\x03\x04", "application/zip", "'application/zip' cannot be read, but plain text"),

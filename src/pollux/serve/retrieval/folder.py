@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -33,11 +32,10 @@ class FolderSearch:
         self.folder, self.embedder = Path(folder).resolve(), embedder
         if not self.folder.is_dir():
             raise ValueError(f"{os.fspath(folder)} is no folder to search in")
-        self.base = base or f"{quote(self.folder.name)}/"
-        self.unread: dict[str, str] = {}  # why files could not be read
+        self.base = base or f"{quote(os.fsencode(self.folder.name))}/"
         self._index = Index(index, None if embedder is None else embedder.probe)
         self._changed = threading.Condition()
-        self._wanted, self._done = 0, 0  # looks at the folder: asked for, and ended
+        self._asked, self._begun, self._ended = True, 0, 0  # whether a look at the folder is asked for; how many have begun and ended
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="pollux-search", daemon=True)
 
@@ -67,68 +65,69 @@ class FolderSearch:
         if found.chunk.page is not None:
             return f"{found.uri}#page={found.chunk.page}"
         lines = [line.split() for line in re.split(r"\n|[#*>|]", found.chunk.text) if line.strip()]  # a browser finds no text across blocks
+        if not lines:
+            return found.uri
         first, last = lines[0][:_QUOTED], lines[-1][-_QUOTED:]
         ends = [first, last] if len(lines) > 1 or len(lines[0]) > 2 * _QUOTED else [lines[0]]
         return f"{found.uri}#:~:text={','.join(quote(' '.join(end), safe='').replace('-', '%2D') for end in ends)}"
 
     def _look(self, seconds: float) -> None:
         """Have the folder looked at from now on, and wait for it as long as that."""
-        end = time.monotonic() + seconds
         with self._changed:
-            self._wanted = wanted = max(self._wanted, self._done) + 1
+            self._asked, number = True, self._begun + 1
             self._changed.notify_all()
-            while self._done < wanted and not self._closing and (left := end - time.monotonic()) > 0:
-                self._changed.wait(left)
+            self._changed.wait_for(lambda: self._ended >= number or self._closing, seconds)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                if self._wanted <= self._done:
-                    self._changed.wait(LOOK_SECONDS)
-                wanted = max(self._wanted, self._done + 1)
+                self._changed.wait_for(lambda: self._asked or self._closing, LOOK_SECONDS)
                 if self._closing:
                     return
+                self._asked = False
+                self._begun += 1
             try:
                 self._refresh()
             except Exception:
                 log.exception("the folder %s could not be read again", self.folder)
             with self._changed:
-                self._done = self._wanted = max(wanted, self._done)
+                self._ended = self._begun
                 self._changed.notify_all()
 
     def _refresh(self) -> None:
         """Bring the index to what is in the folder."""
         known, seen = self._index.documents(), set()
         for path in self._files():
-            name = path.relative_to(self.folder).as_posix()
+            given = os.fsencode(path.relative_to(self.folder))
+            name = given.decode(errors="backslashreplace")
             try:
                 status = path.stat()
             except OSError:  # it has just gone
                 continue
             seen.add(name)
             stamp = f"{status.st_mtime_ns}:{status.st_size}:{status.st_ino}"
-            if known.get(name) != stamp and not self._take_in(name, path, stamp):
+            if known.get(name) != stamp and not self._take_in(name, path, self.base + quote(given), stamp):
                 return
         for name in known.keys() - seen:
             self._index.remove(name)
-            self.unread.pop(name, None)
 
-    def _take_in(self, name: str, path: Path, stamp: str) -> bool:
+    def _take_in(self, name: str, path: Path, uri: str, stamp: str) -> bool:
         """False if the server ends meanwhile. A file that cannot be read is remembered without chunks."""
-        chunks, vectors, title = [], [], path.name
+        chunks, vectors, title = [], [], name.rpartition("/")[2]
         try:
             reading = read(path, type_of(path))
-            chunks, title = cut(reading, _WORDS, _OVERLAP), reading.title or path.name
+            chunks, title = cut(reading, _WORDS, _OVERLAP), reading.title or title
             for chunk in chunks:
                 if self._closing:
                     return False
                 vectors.append(None if self.embedder is None else self.embedder.embed(searchable(title, chunk)))
-            self.unread.pop(name, None)
         except (Unreadable, OSError) as error:
             chunks, vectors = [], []
-            self.unread[name] = str(error)
             log.warning("%s is not searched: %s", name, error)
-        self._index.put(name, chunks, vectors, title, self.base + quote(name), stamp)
+        except Exception:
+            log.exception("%s is not searched, and is tried again", name)
+            return True
+        self._index.put(name, chunks, vectors, title, uri, stamp)
         return True
 
     def _files(self) -> Iterator[Path]:

@@ -7,31 +7,21 @@ from collections import Counter
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
-_UNSEEN = {"script", "style", "template", "noscript", "head", "svg", "math", "iframe", "object", "select", "textarea", "datalist", "canvas"}
+_UNSEEN = {"template", "noscript", "head", "svg", "math", "iframe", "object", "select", "textarea", "datalist", "canvas"}
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
-_BLOCKS = {
-    *(
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "caption",
-        "dd",
-        "details",
-        "dialog",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-    ),
-    *("figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "nav", "ol", "p", "pre", "section"),
-    *("summary", "table", "tbody", "tfoot", "thead", "title", "tr", "ul"),
-}
+_BLOCKS = frozenset(
+    (
+        "address article aside blockquote body caption dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6"
+        " header hr li main nav ol p pre section summary table tbody tfoot thead title tr ul"
+    ).split()
+)
 _CELLS = {"td", "th"}
 _ENDED_BY = {"p": _BLOCKS - {"title"}, "li": {"li"}, "dt": {"dt", "dd"}, "dd": {"dt", "dd"}, "option": {"option"}}
 _HIDING = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+# What html.parser reads again and again if it does not end, and some of it fails on; here each ends with the page at the latest.
+_DROPPED = re.compile(
+    r"<!--.*?(?:-->|\Z) | <(script|style)\b(?:[^>]*/> | .*?(?:</\1[^>]*>?|\Z)) | <[!?][^>]*>?", re.DOTALL | re.IGNORECASE | re.VERBOSE
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +32,10 @@ class Page:
 
 def visible(html: str) -> Page:
     """What is seen of a page, however broken its markup is."""
+    html = _DROPPED.sub("", html)
+    end = html.rfind(">") + 1
     reader = _Reader()
-    reader.feed(html)
+    reader.feed(html[:end] + re.split(r"<[a-zA-Z/]", html[end:], maxsplit=1)[0])  # without a tag that does not end
     reader.close()
     lines = (re.sub(r"[ \t\r\f\v\xa0]+", " ", line).strip() for line in "".join(reader.text).split("\n"))
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip().replace("\0", "")

@@ -25,7 +25,9 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (code
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_-]{1,40})""", re.IGNORECASE)
+# Those of the web; others that Python knows, such as punycode, are no encodings of texts or take forever.
+_CHARSETS = rb"us-ascii|iso-8859-\d+|iso-2022-jp|windows-\d+|koi8-[ru]|gbk|gb2312|gb18030|big5|euc-jp|euc-kr|shift_jis|macintosh"
+_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?(%b)\b""" % _CHARSETS, re.IGNORECASE)
 _TEXTS = ("xml", "yaml", "x-yaml", "javascript", "typescript", "x-python", "x-sh", "sql", "toml", "x-tex", "rtf")
 _LINES_OF_JSON = ("jsonl", "x-ndjson", "ndjson", "x-jsonlines", "jsonlines")
 _SUFFIXES = {
@@ -97,6 +99,8 @@ def _decoded(data: bytes, charset: str = "") -> str:
         text = data.decode(encoding or charset or "utf-8")
     except (UnicodeDecodeError, LookupError) as error:
         raise Unreadable(f"the document is no text in UTF-8: {error}") from error
+    if len(text) > MAX_CHARACTERS:
+        raise Unreadable(f"the document has {len(text)} characters, more than the {MAX_CHARACTERS} that can be read")
     if "\0" in text:
         raise Unreadable(f"the document is no text: it holds a zero byte at character {text.index(chr(0))}")
     return text
@@ -105,8 +109,16 @@ def _decoded(data: bytes, charset: str = "") -> str:
 def _written(text: str, what: str) -> str:
     """JSON with a line for every value, and its characters as they are."""
     try:
-        written = json.dumps(json.loads(text), ensure_ascii=False, indent=1)
+        pieces, size = [], 0
+        for piece in json.JSONEncoder(ensure_ascii=False, indent=1).iterencode(json.loads(text)):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_CHARACTERS:  # what is nested deeply is indented far
+                raise Unreadable(f"the document has more than the {MAX_CHARACTERS} characters of text that can be read")
+        written = "".join(pieces)
         written.encode()
+    except Unreadable:
+        raise
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"the document is not JSON: {what} cannot be read, {str(error) or 'it is nested too deeply'}") from error
     return written
