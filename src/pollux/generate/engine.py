@@ -197,7 +197,7 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._batch.busy or self._batch.commands or self._closing)
+                self._wake.wait_for(lambda: self._batch.busy or self._closing)
             if self._closing and not self._batch.busy:
                 return
             try:
