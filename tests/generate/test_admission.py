@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from pollux.generate.drafter import DraftModel
 from pollux.generate.engine import Engine
 from pollux.generate.requests import Overloaded, Request
 from pollux.generate.rows import longer
@@ -90,3 +91,26 @@ def test_a_context_whose_medium_is_longer_than_a_chunk_waits_for_those_who_write
     (found,) = engine.generate([prompt], [GREEDY])
     assert found.ids.tolist() == expected and found.usage.cached == 128
     context.release()
+
+
+def test_a_draft_of_the_same_shape_shares_no_spilled_pages_with_its_model(make_model, tmp_path):
+    """Pages are named by the parameters, and two sets of them may have one config."""
+    model = make_model()
+    other = dataclasses.replace(DraftModel(model.params, model.config, 4))
+    weights = {**model.params, "embed": model.params["embed"][::-1].copy()}
+    other = dataclasses.replace(other, params=weights)
+
+    def engine(**more):
+        settings = EngineSettings(chunk=64, cache_tokens=512, max_rows=2, **more)
+        return Engine(model.params, model.config, model.vocabulary, None, other, settings)
+
+    prompts = [of_length(model, 200), *(longer(of_length(model, 10), [20 + i] * 290) for i in range(4))]
+    expected = engine().generate(prompts[:1], [GREEDY])[0].ids.tolist()
+    spilling = engine(spill=tmp_path)
+    for prompt in prompts:
+        spilling.generate([prompt], [GREEDY])
+    (again,) = spilling.generate(prompts[:1], [GREEDY])
+    assert again.usage.cached > 100 and again.ids.tolist() == expected
+    memory, draft = spilling._batch.dispatcher.memory, spilling._batch.dispatcher.draft
+    assert memory._shelf._key != draft._shelf._key
+    spilling.close()
