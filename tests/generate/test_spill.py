@@ -14,6 +14,7 @@ from pollux.generate.model import Model
 from pollux.generate.sampler import Sampling
 from pollux.generate.settings import EngineSettings
 from pollux.generate.spill import Spill
+from pollux.model.low_rank import attach
 
 PICTURE = Image(np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8))
 LONG = "the big red circle is left of the small blue star " * 26
@@ -106,6 +107,20 @@ def test_pages_of_another_model_are_not_taken_for_this_ones(plain_model, tmp_pat
         assert answer(engine_of(other, spill=tmp_path), other, LONG)[1] == 0
     assert answer(engine_of(plain_model, spill=tmp_path), plain_model, LONG)[1] > 200
     assert answer(engine_of(plain_model, spill=tmp_path, kv_cache_dtype="int8"), plain_model, LONG)[1] == 0
+
+
+def test_pages_of_an_adapter_are_not_taken_for_those_of_the_same_one_with_another_weight(plain_model, tmp_path):
+    q = plain_model.params["groups"][0]["attention"]["q"]
+    adapter = {"groups.0.attention.q": {"a": q[..., :2], "b": q[:, :2]}}
+    made = []
+    for scale in (0.1, 0.2):
+        params = attach(plain_model.params, adapter, scale)
+        made.append(Model(params, plain_model.config, plain_model.tokens_config, plain_model.vocabulary, plain_model.codec))
+    for model, cached in ((made[0], False), (made[1], False), (made[0], True)):
+        engine = engine_of(model, spill=tmp_path)
+        assert bool(answer(engine, model, LONG)[1]) == cached
+        engine.hold(model.prompt(LONG))
+        engine.close()
 
 
 def flipped(data, at):

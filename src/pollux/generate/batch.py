@@ -49,7 +49,7 @@ class Batch:
         self.rows: list[Row] = []  # with pages, in the order in which they got them
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self._without_pages: collections.deque[Row] = collections.deque()  # those that had to give way, and further candidates
-        self._holdings: collections.deque[Holding] = collections.deque()
+        self._holdings: list[Holding] = []
         self._numbers = list(range(settings.max_rows))
         self._flights: dict[Kind, Flight] = {}
         self._pace = Pace(settings.dispatch_seconds, settings.chunk)
@@ -68,7 +68,7 @@ class Batch:
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.rows or self._flights or self._holdings)
+        return bool(self.commands or self.waiting or self.rows or self._flights or self._holdings)
 
     def check(self, request: Request) -> None:
         """Raises ValueError for a request that can never be served."""
@@ -89,8 +89,9 @@ class Batch:
 
     def hold(self, prompt: tokens.Sequence) -> Holding:
         """Have the whole pages of a prompt read and kept, up to the last that does not end inside a medium."""
-        self._holdings.append(Holding(Reading(prompt, PAGE * closed_pages(prompt.group, PAGE), PAGE)))
-        return self._holdings[-1]
+        holding = Holding(Reading(prompt, PAGE * closed_pages(prompt.group, PAGE), PAGE))
+        self.commands.append(lambda: self._holdings.append(holding))
+        return holding
 
     def step(self, patient: bool = False) -> None:
         """Admit, prefill, and launch a dispatch of every kind of rows. patient: nobody watches the tokens come, so all is read first."""
@@ -112,15 +113,13 @@ class Batch:
 
     def fail(self, error: Exception) -> None:
         """After a step has failed: end all that was under way, and begin anew with an empty cache."""
-        rows, holdings = [*self.rows, *self._without_pages], list(self._holdings)
+        rows = [*self.rows, *self._without_pages]
         self.rows, self._flights = [], {}
         self._without_pages.clear()
-        self._holdings.clear()
         self._numbers = list(range(self._settings.max_rows))
         self.dispatcher = self._make_dispatcher(self._settings.cache_tokens or 0, self._settings.chunk)
-        for holding in holdings:
-            holding.error = error
-            holding.ended.set()
+        for holding in list(self._holdings):
+            self._end(holding, error)
         for job in {row.job for row in rows}:
             job.end(error)
             job.tell()
@@ -144,13 +143,17 @@ class Batch:
             job.tell()
 
     def _admit(self) -> None:
-        for holding in self._holdings:
+        for holding in list(self._holdings):
             if holding.reading.lease is None:
+                if not self._has_chunk_for(holding.reading.sequence):
+                    return
+                self.dispatcher.memory.lease(holding.reading)
+                assert holding.reading.lease is not None
                 try:
-                    self.dispatcher.memory.lease(holding.reading)
                     self._cover(self.dispatcher.memory, holding.reading, holding.reading.wanted)
                 except NoPages:
-                    holding.error = Overloaded("the cache has no room for this context now; try again later")
+                    holding.reading.lease.release()
+                    self._end(holding, Overloaded("the cache has no room for this context now; try again later"))
         while len(self.rows) < self._settings.max_rows:
             row = self._next_row()
             if row is None or not self._give_pages(row):
@@ -246,7 +249,7 @@ class Batch:
         chunk = bucket(int(groups.max(initial=0)))
         if chunk <= self.dispatcher.memory.chunk:
             return True
-        if self.rows or self._holdings:
+        if self.rows or any(holding.reading.lease for holding in self._holdings):
             return False
         self._land_all()
         self.dispatcher = self._make_dispatcher(self.dispatcher.memory.slots, chunk)
@@ -257,17 +260,20 @@ class Batch:
     def _prefill(self) -> int:
         """Have a chunk of the prompts that came first read, behind what the device does now; returns its tokens, 0 if there is none."""
         main = [(reading, row.number) for row in self.rows for reading in (row.reading, row.unconditional) if reading]
-        holdings = [holding for holding in self._holdings if holding.error is None]
-        main += [(holding.reading, self.dispatcher.memory.rows) for holding in holdings]
+        main += [(holding.reading, self.dispatcher.memory.rows) for holding in self._holdings if holding.reading.lease]
         did = self._read(self.dispatcher.memory, main)
         if self.dispatcher.draft is not None:
             did += self._read(self.dispatcher.draft, [(row.draft, row.number) for row in self.rows if row.draft])
-        for holding in [holding for holding in self._holdings if holding.error is not None or not holding.reading.unfinished]:
+        for holding in [holding for holding in self._holdings if holding.reading.lease and not holding.reading.unfinished]:
             self.dispatcher.memory.keep(holding.reading)
             self.dispatcher.memory.wait()
-            self._holdings.remove(holding)
-            holding.ended.set()
+            self._end(holding)
         return did
+
+    def _end(self, holding: Holding, error: Exception | None = None) -> None:
+        self._holdings.remove(holding)
+        holding.error = error
+        holding.ended.set()
 
     def _read(self, memory: Memory, readings: list[tuple[Reading, int]]) -> int:
         unfinished = [(reading, number) for reading, number in readings if reading.unfinished]

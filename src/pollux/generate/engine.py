@@ -89,14 +89,14 @@ class Engine:
         self._spill = None
         if settings.spill is not None or settings.spill_memory:
             self._spill = Spill(settings.spill, settings.spill_bytes, settings.spill_memory)
-        identities: dict[int, str] = {}
+        identities: dict[tuple[int, int], str] = {}
 
         def spilled(params: Params, config: ModelConfig) -> Spilled | None:
             if self._spill is None:
                 return None
-            if id(config) not in identities:  # it takes a while, and memory is made anew now and then
-                identities[id(config)] = identity(params, config)
-            return self._spill, identities[id(config)]
+            if (own := (id(params), id(config))) not in identities:  # it takes a while, and memory is made anew now and then
+                identities[own] = identity(params, config)
+            return self._spill, identities[own]
 
         def dispatcher(slots: int, chunk: int) -> Dispatcher:
             def memory(params: Params, config: ModelConfig) -> Memory:
@@ -197,7 +197,7 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._batch.busy or self._batch.commands or self._closing)
+                self._wake.wait_for(lambda: self._batch.busy or self._closing)
             if self._closing and not self._batch.busy:
                 return
             try:

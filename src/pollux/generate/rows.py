@@ -136,10 +136,10 @@ class Row:
 
     def wrote(self, ids: Sequence[int]) -> None:
         """Keep what a dispatch wrote; pages that became full may be found by others."""
-        self.written.extend(ids)
         reading = self.reading
         assert reading is not None and reading.lease is not None
-        first = len(reading.names)
+        first = (self.length - 1) // reading.page
+        self.written.extend(ids)
         if (self.length - 1) // reading.page > first:
             all_ids = self.ids[:-1]
             content = np.concatenate([reading.content, np.zeros(len(all_ids), np.uint64)])[: len(all_ids)]

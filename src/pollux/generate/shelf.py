@@ -122,8 +122,8 @@ class _Group:
 
 def identity(params: Params, config: ModelConfig) -> str:
     """Of all that keys and values depend on beside the tokens: parameters, config, and the programs that compute them."""
-    device = jax.local_devices()[0].device_kind
-    return "\n".join([hash_params(params), repr(config), version("pollux"), version("jax"), device])
+    form = str(jax.tree.structure(params))  # with what adapters are scaled by
+    return "\n".join([hash_params(params), form, repr(config), version("pollux"), version("jax"), jax.local_devices()[0].device_kind])
 
 
 def pages_of(cache: Cache, kind: int) -> int:

@@ -1,0 +1,116 @@
+"""Who gets pages and when: contexts, priorities, long prompts, and what becomes of those for whom there are none."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+
+from pollux.generate.drafter import DraftModel
+from pollux.generate.engine import Engine
+from pollux.generate.requests import Overloaded, Request
+from pollux.generate.rows import longer
+from pollux.generate.sampler import Sampling
+from pollux.generate.settings import EngineSettings
+
+GREEDY = Sampling(temperature=0, max_output_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model([dict(num_kv_heads=1, window=5), dict(position="none", log_n_native=4)], [{}, {}])
+
+
+def engine_of(model, **settings):
+    return Engine(model.params, model.config, model.vocabulary, model.codec, None, EngineSettings(**{"chunk": 64} | settings))
+
+
+def pages_used(engine):
+    return sum(len(pool) - pool.available for pool in engine._batch.dispatcher.memory.ledger.pools.values())
+
+
+def run(engine):
+    while engine._batch.busy:
+        engine._batch.step()
+
+
+def of_length(model, tokens):
+    """A prompt of exactly so many tokens."""
+    whole = model.prompt("the star " * tokens)
+    cut = {name: getattr(whole, name)[:tokens] for name in ("ids", "target", "position", "branch", "group", "modality", "pool")}
+    return dataclasses.replace(whole, **cut)
+
+
+@pytest.mark.parametrize("tokens", [63, 64, 65])
+def test_the_next_turn_finds_all_pages_wherever_the_prompt_ended(model, tokens):
+    engine, prompt = engine_of(model), of_length(model, tokens)
+    (result,) = engine.generate([prompt], [Sampling(seed=1, max_output_tokens=70)])
+    assert len(result.ids) == 70
+    follow_up = longer(prompt, [*result.ids.tolist(), 20, 21])
+    assert engine.generate([follow_up], [GREEDY])[0].usage.cached == (tokens + 69) // 32 * 32
+
+
+def test_a_context_for_which_there_is_no_room_keeps_nothing(model):
+    engine, begun = engine_of(model, cache_tokens=512), of_length(model, 150)
+    context = engine.hold(longer(of_length(model, 10), [20] * 200))
+    engine.generate([begun], [GREEDY])
+    with pytest.raises(Overloaded, match="no room for this context"):
+        engine.hold(longer(begun, [21] * 250))
+    context.release()
+    engine._batch.step()
+    assert pages_used(engine) == 0
+
+
+def test_contexts_may_be_asked_for_while_another_is_admitted(model, monkeypatch):
+    engine = engine_of(model)
+    memory, lease, more = engine._batch.dispatcher.memory, engine._batch.dispatcher.memory.lease, []
+
+    def slow(reading):
+        if not more:
+            more.append(threading.Thread(target=engine._batch.hold, args=(of_length(model, 70),)))
+            more[0].start()
+            more[0].join()
+        return lease(reading)
+
+    monkeypatch.setattr(memory, "lease", slow)
+    assert engine.hold(of_length(model, 100)).tokens == 96
+    run(engine)
+
+
+def test_a_context_whose_medium_is_longer_than_a_chunk_waits_for_those_who_write(make_model):
+    model = make_model()
+    prompt = of_length(model, 150)
+    object.__setattr__(prompt, "group", np.where((np.arange(150) > 2) & (np.arange(150) < 100), 1, 0).astype(np.int32))
+    expected = engine_of(model, chunk=256).generate([prompt], [GREEDY])[0].ids.tolist()
+    engine = engine_of(model)
+    running = engine.submit(Request(model.prompt("a"), Sampling(max_output_tokens=60)))
+    engine._batch.step()
+    engine._batch.step()
+    context = engine.hold(prompt)
+    assert context.tokens == 128 and running.results(0)
+    (found,) = engine.generate([prompt], [GREEDY])
+    assert found.ids.tolist() == expected and found.usage.cached == 128
+    context.release()
+
+
+def test_a_draft_of_the_same_shape_shares_no_spilled_pages_with_its_model(make_model, tmp_path):
+    """Pages are named by the parameters, and two sets of them may have one config."""
+    model = make_model()
+    other = dataclasses.replace(DraftModel(model.params, model.config, 4))
+    weights = {**model.params, "embed": model.params["embed"][::-1].copy()}
+    other = dataclasses.replace(other, params=weights)
+
+    def engine(**more):
+        settings = EngineSettings(chunk=64, cache_tokens=512, max_rows=2, **more)
+        return Engine(model.params, model.config, model.vocabulary, None, other, settings)
+
+    prompts = [of_length(model, 200), *(longer(of_length(model, 10), [20 + i] * 290) for i in range(4))]
+    expected = engine().generate(prompts[:1], [GREEDY])[0].ids.tolist()
+    spilling = engine(spill=tmp_path)
+    for prompt in prompts:
+        spilling.generate([prompt], [GREEDY])
+    (again,) = spilling.generate(prompts[:1], [GREEDY])
+    assert again.usage.cached > 100 and again.ids.tolist() == expected
+    memory, draft = spilling._batch.dispatcher.memory, spilling._batch.dispatcher.draft
+    assert memory._shelf._key != draft._shelf._key
+    spilling.close()
