@@ -1,4 +1,4 @@
-"""The server's tools on the page: switched on where the server has them, and seen in answers of a small model that has learnt to use them."""
+"""The server's tools on the page: switched on where the server has them, and seen in answers of a small model that has learnt their use."""
 
 import functools
 import json
@@ -29,7 +29,9 @@ SEALS = Source("notes/seals.md#:~:text=seals", "Seals", "Grey seals sleep under 
 PENGUINS = Source("https://birds.example/penguins", "Penguins", "Penguins swim in cold water and never fly.")
 LOOK_UP = "what do they do?"
 # Letters of several bytes, emphasis around a supported span, code within one, and a sentence that nothing supports.
-LOOKED_UP = "Schön – so ist’s! **The barn owl hunts `voles` in fields at night.** Who knows why? Grey seals sleep under water near the coast."
+LOOKED_UP = (
+    "Schön – so ist’s! **The barn owl hunts `voles` in fields at night.** Who knows why? Grey seals sleep under water near the coast."
+)
 PAGE = "http://127.0.0.1:9/x"
 
 
@@ -89,7 +91,10 @@ def test_code_that_was_run_is_shown_with_what_it_printed_and_how_it_ended(page, 
     page.ask("what is 6 times 7?")
     shown = page.evaluate("[...document.querySelectorAll('.turn.model .parts > *')].map((each) => each.innerText.split(/\\n+/))")
     assert shown == [["Let me see."], ["Python", "Copy", "print(6*7)"], ["Result", "Copy", "42"], ["It is 42."]]
-    assert page.evaluate("[...document.querySelectorAll('.ran pre')].map((each) => each.ariaLabel)") == ["Code that was run, Python", "Result"]
+    assert page.evaluate("[...document.querySelectorAll('.ran pre')].map((each) => each.ariaLabel)") == [
+        "Code that was run, Python",
+        "Result",
+    ]
     page.click("#clear")
     page.ask("fail")
     assert page.text(".turn.model:last-child .failed") == "Ended with an error. It printed nothing."
@@ -104,9 +109,9 @@ def test_an_answer_links_to_its_sources_behind_the_spans_that_they_support(page)
     switch(page, "googleSearch")
     page.ask(LOOK_UP)
     node = "document.querySelector('.turn.model .markdown')"
-    assert page.evaluate(f"{node}.innerHTML.replaceAll(/ (target|rel|title|role)=\"[^\"]*\"/g, '')") == (
+    assert page.evaluate(f'{node}.innerHTML.replaceAll(/ (target|rel|title|role)="[^"]*"/g, \'\')') == (
         "<p>Schön – so ist’s! <strong>The barn owl hunts <code>voles</code> in fields at night.</strong>"
-        '<sup class="cite"><a href="https://birds.example/owls" aria-label="Source 1: Owls">1</a></sup> Who knows why? '
+        '<sup class="cite"><a href="https://birds.example/owls" aria-label="Source 1: Owls">1</a></sup> Who knows? '
         'Grey seals sleep under water near the coast.<sup class="cite"><span aria-label="Source 2: Seals">2</span></sup></p>'
     )
     assert page.evaluate("[...document.querySelectorAll('.sources ol li')].map((each) => each.innerText)") == [
