@@ -24,7 +24,7 @@ from pollux.serve.interactions.asked import generate_request
 from pollux.serve.interactions.run import Run
 from pollux.serve.interactions.steps import Answer, read_input, read_steps
 from pollux.serve.server import Settings
-from pollux.serve.wire.content import Blob, FunctionCall, Part
+from pollux.serve.wire.content import Blob, FileSearch, FunctionCall, GoogleSearch, Part, UrlContext
 from pollux.serve.wire.enums import CallingMode, HarmBlockThreshold, HarmCategory, ResponseModality
 from pollux.serve.wire.interactions import CreateInteraction
 from pollux.serve.wire.message import parse
@@ -278,7 +278,7 @@ def test_parts_of_an_answer_become_steps_of_their_kind():
 def test_settings_of_an_interaction_are_those_of_generate_content():
     data = {
         "system_instruction": "Be brief",
-        "tools": [{"type": "function", "name": "weather", "parameters": {"type": "object"}}, {"type": "google_search"}],
+        "tools": [{"type": "function", "name": "weather", "parameters": {"type": "object"}}, {"type": "google_maps"}],
         "generation_config": {
             "seed": 7,
             "top_p": 0.5,
@@ -301,7 +301,24 @@ def test_settings_of_an_interaction_are_those_of_generate_content():
     assert [(one.category, one.threshold) for one in asked.safety_settings] == [
         (HarmCategory.HARM_CATEGORY_HATE_SPEECH, HarmBlockThreshold.BLOCK_NONE)
     ]
-    assert ignored == ["tools[1] of type 'google_search'"]
+    assert ignored == ["tools[1] of type 'google_maps'"]
+
+
+def test_tools_of_the_server_are_those_of_generate_content():
+    data = {
+        "tools": [
+            {"type": "function", "name": "weather"},
+            {"type": "google_search", "search_types": ["web_search", "image_search"]},
+            {"type": "url_context"},
+            {"type": "file_search", "file_search_store_names": ["fileSearchStores/a"], "top_k": 3, "metadata_filter": "a = 1"},
+            {"type": "code_execution"},
+        ]
+    }
+    asked, ignored = generate_request(parse(CreateInteraction, data)[0], ())
+    _, search, pages, files, code = asked.tools
+    assert (search.google_search, pages.url_context, code.code_execution) == (GoogleSearch(), UrlContext(), {})
+    assert files.file_search == FileSearch(("fileSearchStores/a",), 3, "a = 1")
+    assert asked.tool_config.include_server_side_tool_invocations and ignored == ["tools[1].search_types"]
 
 
 def test_a_schema_by_itself_is_a_response_format():

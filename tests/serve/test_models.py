@@ -1,5 +1,7 @@
 """The list of models, and their embeddings."""
 
+import copy
+
 import numpy as np
 import pytest
 from small_model import LIMIT, small_model
@@ -25,6 +27,18 @@ def test_a_model_says_what_it_can(api):
     model = api.get("/v1/models/two").json()
     assert model["name"] == "models/two" and (model["inputTokenLimit"], model["outputTokenLimit"]) == (LIMIT, 100)
     assert "generateContent" in model["supportedGenerationMethods"] and "thinking" not in model
+
+
+def test_a_model_says_which_tools_of_the_server_it_can_be_asked_with():
+    def tools(model, **enabled):
+        return described(Server({"small": Served("small", model, None)}, tools=enabled), "small").supported_tools
+
+    everything = dict.fromkeys(("url_context", "google_search", "code_execution"))
+    assert tools(small_model(), **everything) == ("codeExecution", "googleSearch", "urlContext")
+    assert tools(small_model(), google_search=None) == ("googleSearch",) and tools(small_model()) == ()
+    wordless = copy.copy(small_model())
+    wordless.vocabulary = None
+    assert tools(wordless, **everything) == ()
 
 
 def test_an_engine_without_room_for_all_makes_prompts_and_answers_shorter():

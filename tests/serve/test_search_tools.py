@@ -7,6 +7,7 @@ import io
 import json
 import os
 import threading
+import warnings
 
 import httpx
 import pytest
@@ -253,6 +254,68 @@ def test_pages_that_the_prompt_names_are_read(client, whole, monkeypatch):
     assert told == [(path, f"URL_RETRIEVAL_STATUS_{name}") for path, name in names.items()]
     [(text, [chunk])] = checked(candidate)
     assert text == FACT and chunk.web.title == "Facts" and chunk.web.uri == f"{base}/fact"
+
+
+def interaction(client, content, says, *tools, **settings):
+    """An interaction that is held to a sentence."""
+    warnings.simplefilter("ignore")  # the client calls its own fields deprecated
+    form = {"type": "text", "mime_type": "text/x.enum", "schema": {"type": "string", "enum": [says]}}
+    return client.interactions.create(model="small", input=content, tools=list(tools), response_format=form, **settings)
+
+
+def cited(step):
+    """The bytes of a text that citations are about, with the citations."""
+    [text] = step.content
+    return [(text.text.encode()[one.start_index : one.end_index].decode(), one) for one in text.annotations]
+
+
+def test_an_interaction_tells_what_was_looked_up_and_what_its_text_rests_on(client, whole, store, monkeypatch):
+    open_to_all = UrlContext(FetchLimits(seconds=5), allowed=lambda address: True)
+    monkeypatch.setattr(whole.service.server, "tools", {**whole.service.server.tools, "url_context": open_to_all})
+    said = f"Schön! {FACT}"
+    made = interaction(client, "where is the circle", said, {"type": "google_search"})
+    call, result, text = made.steps
+    assert (call.type, call.arguments.queries, result.type, result.call_id) == (
+        "google_search_call",
+        ["where is the circle"],
+        "google_search_result",
+        call.id,
+    )
+    [(sentence, citation)] = cited(text)
+    assert (sentence, citation.type, citation.title) == (FACT, "url_citation", "Shapes")
+    assert citation.url.startswith("https://docs.example.org/shapes.md#")
+    [count] = made.usage.grounding_tool_count
+    assert (count.type, count.count) == ("google_search", 1) and made.usage.total_tool_use_tokens > 0
+
+    with site() as base:
+        call, result, text = interaction(client, f"{base}/fact {base}/gone", FACT, {"type": "url_context"}).steps
+    assert call.arguments.urls == [f"{base}/fact", f"{base}/gone"] == [one.url for one in result.result]
+    assert [one.status for one in result.result] == ["success", "error"]
+    assert [(sentence, citation.url) for sentence, citation in cited(text)] == [(FACT, f"{base}/fact")]
+
+    tool = {"type": "file_search", "file_search_store_names": [store.name], "metadata_filter": 'kind = "shape"', "top_k": 1}
+    call, result, text = interaction(client, "the circle?", FACT, tool).steps
+    assert (call.type, result.type, result.call_id) == ("file_search_call", "file_search_result", call.id)
+    [(sentence, citation)] = cited(text)
+    assert (sentence, citation.type, citation.file_name, citation.source) == (FACT, "file_citation", "shape", FACT)
+    assert citation.custom_metadata == {"kind": "shape"}
+
+
+def test_citations_are_told_behind_the_text_and_the_next_turn_looks_anew(client):
+    events = list(interaction(client, "where is the circle", FACT, {"type": "google_search"}, stream=True))
+    deltas = [(event.index, event.delta.type) for event in events if event.event_type == "step.delta"]
+    assert [kind for _, kind in deltas[:2]] == ["google_search_call", "google_search_result"]
+    assert deltas[-1] == (2, "text_annotation_delta") and {kind for _, kind in deltas[2:-1]} == {"text"}
+    [told] = [event.delta for event in events if event.event_type == "step.delta" and event.delta.type == "text_annotation_delta"]
+    made = client.interactions.get(id=events[0].interaction.id)
+    assert told.annotations == made.steps[2].content[0].annotations
+    after = [event.event_id for event in client.interactions.get(id=made.id, stream=True, last_event_id=events[-3].event_id)]
+    assert after == [event.event_id for event in events[-2:]]  # the stop and the end, but not the citation again
+    again = interaction(client, "penguins", OTHER, {"type": "google_search"}, previous_interaction_id=made.id)
+    assert again.steps[0].arguments.queries == ["penguins"] and cited(again.steps[2])[0][0] == OTHER
+    steps = [{"type": "user_input", "content": [{"type": "text", "text": "circle?"}]}, *(step.model_dump() for step in made.steps)]
+    asked = [*steps, {"type": "user_input", "content": [{"type": "text", "text": "penguins"}]}]
+    assert interaction(client, asked, OTHER, {"type": "google_search"}).steps[0].arguments.queries == ["penguins"]
 
 
 def test_private_addresses_are_never_fetched(client):

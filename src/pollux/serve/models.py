@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 from pollux.serve.errors import ApiError, invalid, not_found
 from pollux.serve.prepare import MAX_TEMPERATURE, can_think
 from pollux.serve.server import Served, Server
+from pollux.serve.tools.toolbox import supported
 from pollux.serve.wire.message import to_json
 
 METHODS = (
@@ -28,6 +29,8 @@ USUAL_SIZE, MOST = 50, 1000  # of a page
 
 @dataclass(frozen=True)
 class Model:
+    """supported_tools: of the server, which may be given to it as `tools`; the original's answer has no such field."""
+
     name: str
     base_model_id: str
     version: str
@@ -36,6 +39,7 @@ class Model:
     input_token_limit: int
     output_token_limit: int
     supported_generation_methods: tuple[str, ...]
+    supported_tools: tuple[str, ...]
     temperature: float | None
     max_temperature: float | None
     top_p: float | None
@@ -98,6 +102,7 @@ def described(server: Server, name: str) -> Model:
         input_token_limit=served.input_limit,
         output_token_limit=min(server.settings.max_output_tokens, served.input_limit),
         supported_generation_methods=METHODS + (("predict",) if served.model.codec is not None else ()),
+        supported_tools=supported(server.tools, served.model.vocabulary),
         temperature=sampling.temperature,
         max_temperature=MAX_TEMPERATURE,
         top_p=sampling.top_p,

@@ -5,10 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from pollux.serve.errors import invalid
-from pollux.serve.wire.content import Content, FunctionCallingConfig, FunctionDeclaration, Part, Tool, ToolConfig
+from pollux.serve.wire.content import (
+    Content,
+    FileSearch,
+    FunctionCallingConfig,
+    FunctionDeclaration,
+    GoogleSearch,
+    Part,
+    Tool,
+    ToolConfig,
+    UrlContext,
+)
 from pollux.serve.wire.enums import CallingMode, HarmCategory, ResponseModality, ThinkingLevel
 from pollux.serve.wire.generate import GenerateContentRequest, GenerationConfig, SafetySetting, ThinkingConfig
-from pollux.serve.wire.interactions import CreateInteraction, FunctionTool, InteractionConfig, InteractionSafety, ResponseFormat, ToolChoice
+from pollux.serve.wire.interactions import (
+    CreateInteraction,
+    InteractionConfig,
+    InteractionSafety,
+    InteractionTool,
+    ResponseFormat,
+    ToolChoice,
+)
 from pollux.serve.wire.message import parse
 
 _FORMATS = ("text", "image", "audio", "video")
@@ -17,19 +34,12 @@ _FORMATS = ("text", "image", "audio", "video")
 def generate_request(asked: CreateInteraction, contents: tuple[Content, ...]) -> tuple[GenerateContentRequest, list[str]]:
     """The request, and the paths of fields that have no effect. Raises ApiError 400."""
     ignored: list[str] = []
-    declarations, runs_code = [], False
-    for i, tool in enumerate(asked.tools):
-        if tool.type == "function":
-            declarations.append(_declaration(tool, f"tools[{i}]"))
-        elif tool.type == "code_execution":
-            runs_code = True
-        else:
-            ignored.append(f"tools[{i}] of type {tool.type!r:.40}")
+    tools = tuple(_tool(tool, f"tools[{i}]", ignored) for i, tool in enumerate(asked.tools))
     request = GenerateContentRequest(
         contents=contents,
         system_instruction=Content((Part(text=asked.system_instruction),)) if asked.system_instruction else None,
-        tools=(Tool(tuple(declarations), {} if runs_code else None),) if declarations or runs_code else (),
-        tool_config=_tool_config(asked.generation_config.tool_choice, ignored),
+        tools=tools if any(tool != Tool() for tool in tools) else (),
+        tool_config=_tool_config(asked.generation_config.tool_choice, any(tool.google_search for tool in tools)),
         safety_settings=tuple(_safety(setting, f"safety_settings[{i}]") for i, setting in enumerate(asked.safety_settings)),
         generation_config=_config(asked, ignored),
         cached_content=asked.cached_content,
@@ -37,16 +47,34 @@ def generate_request(asked: CreateInteraction, contents: tuple[Content, ...]) ->
     return request, ignored
 
 
-def _declaration(tool: FunctionTool, where: str) -> FunctionDeclaration:
+def _tool(tool: InteractionTool, where: str, ignored: list[str]) -> Tool:
+    """One that does nothing for a type that is not known here, so that those behind it keep their places."""
+    if tool.type == "function":
+        return Tool((_declaration(tool, where),))
+    if tool.type == "code_execution":
+        return Tool(code_execution={})
+    if tool.type == "google_search":
+        if set(tool.search_types) - {"web_search"}:
+            ignored.append(f"{where}.search_types")
+        return Tool(google_search=GoogleSearch())
+    if tool.type == "url_context":
+        return Tool(url_context=UrlContext())
+    if tool.type == "file_search":
+        return Tool(file_search=FileSearch(tool.file_search_store_names, tool.top_k, tool.metadata_filter))
+    ignored.append(f"{where} of type {tool.type!r:.40}")
+    return Tool()
+
+
+def _declaration(tool: InteractionTool, where: str) -> FunctionDeclaration:
     if not tool.name:
         raise invalid(f"{where}.name is missing")
     return FunctionDeclaration(tool.name, tool.description, parameters_json_schema=tool.parameters)
 
 
-def _tool_config(choice: Any, ignored: list[str]) -> ToolConfig | None:
-    """A mode by itself, or {"allowed_tools": {"mode", "tools"}}."""
+def _tool_config(choice: Any, searches: bool) -> ToolConfig | None:
+    """A mode by itself, or {"allowed_tools": {"mode", "tools"}}. searches: beside functions, which an interaction need not ask for."""
     if choice is None:
-        return None
+        return ToolConfig(include_server_side_tool_invocations=True) if searches else None
     where, names = "generation_config.tool_choice", tuple[str, ...]()
     if not isinstance(choice, str):
         allowed = parse(ToolChoice, choice, where)[0].allowed_tools
@@ -56,7 +84,7 @@ def _tool_config(choice: Any, ignored: list[str]) -> ToolConfig | None:
     modes = [mode.name.lower() for mode in CallingMode if mode]
     if choice.lower() not in modes:
         raise invalid(f"{where} must be one of {', '.join(modes)}, not {choice!r:.60}")
-    return ToolConfig(FunctionCallingConfig(CallingMode[choice.upper()], names))
+    return ToolConfig(FunctionCallingConfig(CallingMode[choice.upper()], names), searches)
 
 
 def _safety(setting: InteractionSafety, where: str) -> SafetySetting:

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 
 from pollux.serve.answer import chunks
 from pollux.serve.errors import ApiError, api_error, invalid
-from pollux.serve.interactions.steps import CODE, CODE_RESULT, Answer, Json, blocks_of, written_usage
+from pollux.serve.interactions.looked_up import annotate, looked_up, searches
+from pollux.serve.interactions.steps import CODE, CODE_RESULT, LOOKED_UP, Answer, Json, blocks_of, written_usage
 from pollux.serve.prepare import Plan
 from pollux.serve.server import Server
 from pollux.serve.wire.enums import FinishReason
 from pollux.serve.wire.generate import GenerateContentResponse
 
 RUNNING = "in_progress"
+_AT_ONCE = (CODE, CODE_RESULT, *LOOKED_UP)  # steps that are known as a whole
 _EVENT = re.compile(r"created|completed|(\d{1,6})\.(?:stop|(\d{1,6})\.(\d{1,9}))")
 
 
@@ -50,7 +52,7 @@ class Run:
 
     async def write(self, server: Server, plan: Plan) -> str:
         """Let the model write the answer; returns the status for `end`. What goes wrong is noted; cancelling is an end, too."""
-        answer = Answer()
+        answer = Answer(looked_up(plan))
         self.steps, status = answer.steps, "failed"
         try:
             async with contextlib.aclosing(chunks(server, plan)) as arriving:
@@ -79,13 +81,15 @@ class Run:
     def _take(self, answer: Answer, chunk: GenerateContentResponse) -> str:
         """Note a chunk; the status that it leads to if it is the last."""
         if chunk.usage_metadata is not None:
-            self.data["usage"] = written_usage(chunk.usage_metadata)
+            self.data["usage"] = written_usage(chunk.usage_metadata) | searches(answer.steps)
         if chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason is not None:
             self.fail(invalid(f"the input is blocked: {chunk.prompt_feedback.block_reason.name}"))
         status = ""
         for candidate in chunk.candidates:
             for part in candidate.content.parts if candidate.content is not None else ():
                 answer.add(part)
+            if candidate.grounding_metadata is not None:  # in the last chunk, with which all that it speaks of has been written
+                annotate(answer.steps, candidate.grounding_metadata)
             if candidate.finish_reason == FinishReason.STOP:
                 status = "requires_action" if answer.calls else "completed"
             elif candidate.finish_reason == FinishReason.MAX_TOKENS:
@@ -149,8 +153,10 @@ class _Place:
                 self.block = 1
                 yield self._event("step.delta", delta=delta)
             yield from self._blocks(step)
-            if self.step == len(steps) - 1 and not ended:
-                return
+            if self.step == len(steps) - 1:
+                if not ended:
+                    return
+                yield from self._citations(steps)
             yield {"event_type": "step.stop", "event_id": f"{self.step}.stop", "index": self.step}
             self.step, self.open = self.step + 1, False
 
@@ -172,6 +178,17 @@ class _Place:
                 return  # it may still grow
             self.block, self.letters = self.block + 1, 0
 
+    def _citations(self, steps: list[Json]) -> Iterator[Json]:
+        """What the texts of all steps rest on, which is known at the end; told as if it were one letter more behind the last."""
+        blocks = blocks_of(steps[self.step])
+        letters = len(blocks[self.block].get("text", "")) if self.block < len(blocks) else 0
+        cited = [(i, block["annotations"]) for i, step in enumerate(steps) for block in blocks_of(step) if "annotations" in block]
+        if self.letters > letters:
+            return
+        for number, (i, citations) in enumerate(cited, 1):
+            self.letters = letters + (number == len(cited))
+            yield self._event("step.delta", delta={"type": "text_annotation_delta", "annotations": citations}) | {"index": i}
+
     def _event(self, kind: str, **fields: Json) -> Json:
         return {"event_type": kind, "event_id": f"{self.step}.{self.block}.{self.letters}", "index": self.step} | fields
 
@@ -180,14 +197,12 @@ def _whole(step: Json) -> Json | None:
     """The one delta of a step that comes as one; None for steps of blocks."""
     if step["type"] == "function_call":
         return {"type": "arguments_delta", "arguments": json.dumps(step["arguments"])}
-    if step["type"] in (CODE, CODE_RESULT):
+    if step["type"] in _AT_ONCE:
         return {name: value for name, value in step.items() if name not in ("id", "call_id")}
     return None
 
 
 def _begun(step: Json) -> Json:
-    if step["type"] in ("function_call", CODE):
-        return step | {"arguments": {}}
-    if step["type"] == CODE_RESULT:
-        return step | {"result": ""}
+    if step["type"] == "function_call" or step["type"] in _AT_ONCE:
+        return {name: type(value)() if name in ("arguments", "result") else value for name, value in step.items()}
     return {"type": step["type"]}

@@ -31,7 +31,9 @@ Json = dict[str, Any]
 
 BLOCKS = ("text", "image", "audio", "video", "document")
 CODE, CODE_RESULT = "code_execution_call", "code_execution_result"
-STEPS = ("user_input", "model_output", "thought", "function_call", "function_result", CODE, CODE_RESULT)
+# Of what tools looked up before the answer; a model does not read them again, for in the next turn its tools look anew.
+LOOKED_UP = tuple(f"{tool}_{kind}" for tool in ("google_search", "url_context", "file_search") for kind in ("call", "result"))
+STEPS = ("user_input", "model_output", "thought", "function_call", "function_result", CODE, CODE_RESULT, *LOOKED_UP)
 _MEDIA = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4", "document": "text/plain"}  # where a block does not say
 
 
@@ -81,7 +83,7 @@ def read_steps(steps: Iterable[Json], where: str) -> tuple[tuple[Content, ...], 
         elif step.type == CODE_RESULT:
             role, parts = "model", (Part(code_execution_result=_code_result(step, path)),)
         else:
-            continue  # a model does not read its thoughts again
+            continue  # nor does a model read its thoughts again
         if contents and contents[-1].role == role:
             contents[-1] = Content(contents[-1].parts + parts, role)
         elif parts:
@@ -90,10 +92,10 @@ def read_steps(steps: Iterable[Json], where: str) -> tuple[tuple[Content, ...], 
 
 
 class Answer:
-    """The steps of an answer as its parts come; `steps` only grows: its last step, and in it the last text."""
+    """The steps of an answer as its parts come, behind those that there are; `steps` only grows: its last step, and in it the last text."""
 
-    def __init__(self) -> None:
-        self.steps: list[Json] = []
+    def __init__(self, steps: Iterable[Json] = ()) -> None:
+        self.steps: list[Json] = list(steps)
         self._running: list[str] = []  # ids of code whose result has not come
 
     def add(self, part: Part) -> None:

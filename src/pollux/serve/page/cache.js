@@ -5,7 +5,7 @@ import { byId } from "./elements.js";
 import { plainWords } from "./errors.js";
 import { number } from "./figures.js";
 import { createCachedContent, deleteCachedContent } from "./gemini.js";
-import { contents } from "./request.js";
+import { aroundContents, contents } from "./request.js";
 
 const LIFETIME = 3600; // seconds
 const MARGIN = 15_000; // ms before it expires, a cache counts as gone
@@ -33,12 +33,12 @@ export class ContextCache {
   }
 
   /** {name, turns} of the cache that a request of these turns can begin with, null if there is none. */
-  fitting(turns, model, systemInstruction) {
+  fitting(turns, model, settings) {
     const { cache } = this.conversation;
     const fits =
       cache &&
       cache.model === model &&
-      cache.systemInstruction === systemInstruction &&
+      cache.around === JSON.stringify(aroundContents(settings)) &&
       cache.expires > Date.now() + MARGIN &&
       cache.ids.length < turns.length &&
       cache.ids.every((id, i) => turns[i].id === id);
@@ -46,29 +46,25 @@ export class ContextCache {
   }
 
   /** The same, made if need be; null if none is wanted or there is nothing to keep. Raises ApiError. */
-  async current(turns, model, systemInstruction) {
+  async current(turns, model, settings) {
     if (!this.conversation.caching) return null;
-    const found = this.fitting(turns, model, systemInstruction);
+    const found = this.fitting(turns, model, settings);
     if (found) return found;
     await this.drop();
-    await this.make(turns.slice(0, -1), model, systemInstruction);
-    return this.fitting(turns, model, systemInstruction);
+    await this.make(turns.slice(0, -1), model, settings);
+    return this.fitting(turns, model, settings);
   }
 
   /** Keep these turns. Raises ApiError. */
-  async make(turns, model, systemInstruction) {
+  async make(turns, model, settings) {
     const kept = await contents(turns);
     if (!kept.length) return;
-    const made = await createCachedContent({
-      model,
-      contents: kept,
-      ...(systemInstruction && { systemInstruction: { parts: [{ text: systemInstruction }] } }),
-      ttl: `${LIFETIME}s`,
-    });
+    const around = aroundContents(settings);
+    const made = await createCachedContent({ model, contents: kept, ...around, ttl: `${LIFETIME}s` });
     this.conversation.cache = {
       name: made.name,
       model,
-      systemInstruction,
+      around: JSON.stringify(around),
       ids: turns.map(({ id }) => id),
       tokens: made.usageMetadata?.totalTokenCount ?? 0,
       expires: Date.parse(made.expireTime),

@@ -12,7 +12,7 @@ export async function asCode(model, turns, settings, cache) {
     files.set(medium, fileName(medium, new Set(files.values())));
     return { medium };
   });
-  return { python: python(model, body, files), curl: curl(model, body, files) };
+  return { python: python(model, body, files, settings), curl: curl(model, body, files) };
 }
 
 function fileName(medium, taken) {
@@ -59,7 +59,13 @@ function inShell(name) {
 
 // --- Python
 
-function python(model, body, files) {
+const RAN = `        elif part.executable_code:
+            print("", part.executable_code.code, "", sep="\\n")
+        elif part.code_execution_result:
+            print(part.code_execution_result.output)
+`;
+
+function python(model, body, files, settings) {
   const paths = [...files].map(([medium, name]) => [medium, literal(name)]);
   const expressions = new Map(
     paths.map(([medium, path]) =>
@@ -96,7 +102,7 @@ for chunk in answer:
     for part in chunk.parts or []:
         if part.text:
             print(part.text, end="", flush=True)
-        elif part.inline_data:
+${settings.tools?.includes("codeExecution") ? RAN : ""}        elif part.inline_data:
             Path("drawn.png").write_bytes(part.inline_data.data)
 `;
 }
@@ -105,11 +111,15 @@ function uploaded(medium, expressions) {
   return `types.Part(file_data=types.FileData(file_uri=${expressions.get(medium)}.uri, mime_type=${literal(medium.mimeType)}))`;
 }
 
-function configArguments({ systemInstruction, cachedContent, generationConfig = {} }) {
+const TOOLS = { codeExecution: "ToolCodeExecution", googleSearch: "GoogleSearch", urlContext: "UrlContext" };
+
+function configArguments({ systemInstruction, cachedContent, tools, generationConfig = {} }) {
   const { responseModalities, thinkingConfig, ...plain } = generationConfig;
   const made = [];
   if (systemInstruction) made.push(`system_instruction=${literal(systemInstruction.parts[0].text)}`);
   if (cachedContent) made.push(`cached_content=${literal(cachedContent)}`);
+  const toolOf = (name) => `types.Tool(${snakeCase(name)}=types.${TOOLS[name]}())`;
+  if (tools) made.push(`tools=${list(tools.map((tool) => toolOf(Object.keys(tool)[0])), 2)}`);
   made.push(...keywords(plain));
   if (responseModalities) made.push(`response_modalities=${literal(responseModalities)}`);
   if (thinkingConfig) made.push(`thinking_config=${call("types.ThinkingConfig", keywords(thinkingConfig), 2)}`);

@@ -2,7 +2,7 @@
 // that a reload loses nothing. In the flow: main.js changes it through these functions, turns.js shows it.
 //
 // A turn is {id, role: "user" | "model", parts, ...}. A model's turn has more: state ("writing", "done", "stopped", "failed"), figures
-// (what it took, figures.js), error, sent (the settings it was asked with), finishReason.
+// (what it took, figures.js), grounding and pages (what it rests on, grounding.js), error, sent (the settings it was asked with), finishReason.
 
 const STORE = "conversation";
 const KEY = "current";
@@ -19,7 +19,7 @@ export class Conversation {
     this.turns = [];
     this.draft = "";
     this.caching = false; // whether the beginning shall be kept on the server
-    this.cache = null; // {name, ids, model, systemInstruction, tokens, expires}: the turns that it keeps, see cache.js
+    this.cache = null; // {name, ids, model, around, tokens, expires}: the turns that it keeps, see cache.js
     this.database = null;
     this.timer = 0;
   }

@@ -61,15 +61,20 @@ export function say(text) {
 
 let hiding = 0;
 
+/** Take away what note() shows. */
+export function endNote() {
+  clearTimeout(hiding);
+  byId("note").replaceChildren();
+}
+
 /** A line above the composer that goes away by itself, with at most one thing to do about it. */
 export function note(text, action = "", onclick = () => {}) {
   const place = byId("note");
   clearTimeout(hiding);
-  const hide = () => place.replaceChildren();
   const act = () => {
-    hide();
+    endNote();
     onclick();
   };
   place.replaceChildren(element("p", {}, text, action && element("button", { type: "button", class: "quiet", onclick: act }, action)));
-  hiding = setTimeout(hide, 9000);
+  hiding = setTimeout(endNote, 9000);
 }

@@ -33,6 +33,7 @@ export class Stopwatch {
       readBy: byModality(this.usage.promptTokensDetails),
       written: tokens,
       writtenBy: byModality(this.usage.candidatesTokensDetails),
+      found: this.usage.toolUsePromptTokenCount ?? 0,
       thought: this.usage.thoughtsTokenCount ?? 0,
       cached: this.usage.cachedContentTokenCount ?? 0,
       untilFirst: this.first && (this.first.time - this.start) / 1000,
@@ -60,6 +61,7 @@ export function inWords(figures) {
     ["tokens in", tokens(figures.read, figures.readBy)],
     ["out", tokens(figures.written, figures.writtenBy)],
   ];
+  if (figures.found) lines.push(["from tools", number(figures.found)]);
   if (figures.thought) lines.push(["thinking", number(figures.thought)]);
   if (figures.cached) lines.push(["cached", number(figures.cached)]);
   if (figures.untilFirst !== null) lines.push(["first after", duration(figures.untilFirst)]);

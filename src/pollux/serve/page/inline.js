@@ -5,9 +5,9 @@
 import { element } from "./elements.js";
 
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
-const SPACE = /\s/;
+const SPACE = /[\s\uE000]/; // \uE000 opens a mark of grounding.js, which is no part of the text before it
 const DEEPEST = 32; // levels of emphasis of a kind; a browser fails at elements some thousand levels deep
-const BARE_ADDRESS = /https?:\/\/[^\s<>"'`]{1,2048}/y;
+const BARE_ADDRESS = /https?:\/\/[^\s<>"'`\uE000]{1,2048}/y;
 const ANGLE_ADDRESS = /<(https?:\/\/[^\s<>]{1,2048}|[\w.+-]{1,64}@[\w.-]{1,255})>/y;
 const DESTINATION =
   /\(\s{0,9}(?:<([^<>\n]{0,2048})>|((?:[^\s()\\]|\\.|\([^\s()]{0,500}\)){0,2048}))(?:\s{1,9}(?:"[^"]{0,500}"|'[^']{0,500}'))?\s{0,9}\)/y;
@@ -105,7 +105,8 @@ export function safeAddress(address) {
   return new URL(address).href;
 }
 
-function anchor(address, ...children) {
+/** A link that leads out of the page. */
+export function anchor(address, ...children) {
   return element("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow" }, ...children);
 }
 

@@ -6,7 +6,7 @@ import { asCode } from "./code.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
 import { askForKey, enlarge, showCode } from "./dialogs.js";
-import { byId, element, icon, note, say } from "./elements.js";
+import { byId, element, endNote, icon, note, say } from "./elements.js";
 import { asksForKey, plainWords } from "./errors.js";
 import { byModality, Stopwatch } from "./figures.js";
 import { countTokens, hasKey, listModels, streamGenerateContent } from "./gemini.js";
@@ -33,6 +33,7 @@ new Camera((medium) => composer.attachMedium(medium));
 
 async function send() {
   if (running || !model() || !composer.parts().length || !settings.check()) return;
+  endNote(); // to undo what was done before would take the message away
   conversation.add({ role: "user", parts: composer.take() });
   transcript.goToEnd();
   await answer();
@@ -79,7 +80,7 @@ async function write(turn, before, signal) {
 }
 
 async function writeOnce(turn, before, signal) {
-  turn.cache = await cache.current(before, turn.model, turn.sent.systemInstruction);
+  turn.cache = await cache.current(before, turn.model, turn.sent);
   const body = await requestBody(before, turn.sent, turn.cache);
   const watch = new Stopwatch();
   try {
@@ -97,6 +98,8 @@ async function writeOnce(turn, before, signal) {
 function addChunk(turn, { candidates: [candidate] = [], promptFeedback }) {
   if (promptFeedback?.blockReason) turn.finishReason = `BLOCKED_${promptFeedback.blockReason}`;
   if (candidate?.finishReason) turn.finishReason = candidate.finishReason;
+  if (candidate?.groundingMetadata) turn.grounding = candidate.groundingMetadata;
+  if (candidate?.urlContextMetadata) turn.pages = candidate.urlContextMetadata.urlMetadata;
   for (const part of candidate?.content?.parts ?? []) {
     const last = turn.parts.at(-1);
     if ("text" in part) {
@@ -140,7 +143,7 @@ async function edit(turn, text) {
   const place = first < 0 ? others.length : turn.parts.slice(0, first).filter((part) => !("text" in part)).length;
   const parts = text ? others.toSpliced(place, 0, { text }) : others;
   conversation.replace(before.slice(0, at));
-  conversation.add({ ...turn, parts, figures: undefined }); // a turn of its own: what was kept of the old one does not fit it
+  conversation.add({ ...turn, parts, figures: undefined, grounding: undefined, pages: undefined }); // a turn of its own: what was kept of the old one does not fit it
   showAll();
   if (before.length > at + 2) note("What came after the edited turn is gone.", "Undo", () => putBack(before));
   if (turn.role === "user") await answer();
@@ -191,13 +194,13 @@ async function codeOfDraft() {
   if (!model() || !settings.check()) return;
   const turns = [...conversation.turns, { role: "user", parts: composer.parts() }];
   const values = settings.values();
-  showCode(await asCode(model().name, turns, values, cache.fitting(turns, model().name, values.systemInstruction)));
+  showCode(await asCode(model().name, turns, values, cache.fitting(turns, model().name, values)));
 }
 
 async function cacheNow() {
   try {
     cache.show();
-    if (model() && !running) await cache.make(conversation.turns, model().name, settings.values().systemInstruction);
+    if (model() && !running) await cache.make(conversation.turns, model().name, settings.values());
   } catch (error) {
     cache.refuse(error);
   }

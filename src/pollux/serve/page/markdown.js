@@ -150,13 +150,19 @@ function code({ lines, fence }) {
   const last = lines.at(-1).trim();
   const closed = lines.length > 1 && last.length >= fence.marks.length && last === fence.marks[0].repeat(last.length);
   const text = lines.slice(1, closed ? -1 : undefined).join("\n");
+  return codeFigure(text, fence.language, `Code ${fence.language}`.trim());
+}
+
+/** Code, or what it printed, under a caption and with a button that copies it. label: for screen readers. */
+export function codeFigure(text, caption, label) {
+  const inside = element("code", {}, text);
   const button = element("button", { type: "button", class: "quiet" }, icon("copy"), element("span", {}, "Copy"));
-  button.addEventListener("click", () => copy(text, button));
+  button.addEventListener("click", () => copy(inside.textContent, button));
   return element(
     "figure",
     { class: "code" },
-    element("figcaption", {}, element("span", {}, fence.language), button),
-    element("pre", { tabindex: "0", role: "region", "aria-label": `Code ${fence.language}`.trim() }, element("code", {}, text)),
+    element("figcaption", {}, element("span", {}, caption), button),
+    element("pre", { tabindex: "0", role: "region", "aria-label": label }, inside),
   );
 }
 

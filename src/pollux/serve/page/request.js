@@ -18,14 +18,22 @@ export function generationConfig(settings) {
   return config;
 }
 
+/** What stands beside the contents, in a request or in what the server keeps of one: the system instruction and the tools. */
+export function aroundContents({ systemInstruction, tools }) {
+  const body = {};
+  if (systemInstruction) body.systemInstruction = { parts: [{ text: systemInstruction }] };
+  if (tools?.length) body.tools = tools.map((name) => ({ [name]: {} }));
+  return body;
+}
+
 /**
- * The body for turns that end with the user's. With a cache = {name, turns}, its first `turns` turns and the system instruction are on the
- * server already. `part` makes the part of a medium; code.js puts the name of a file in place of its bytes.
+ * The body for turns that end with the user's. With a cache = {name, turns}, its first `turns` turns and what stands beside them
+ * are on the server already. `part` makes the part of a medium; code.js puts the name of a file in place of its bytes.
  */
 export async function requestBody(turns, settings, cache = null, part = sentPart) {
   const body = { contents: await contents(turns.slice(cache?.turns ?? 0), part) };
   if (cache) body.cachedContent = cache.name;
-  else if (settings.systemInstruction) body.systemInstruction = { parts: [{ text: settings.systemInstruction }] };
+  else Object.assign(body, aroundContents(settings));
   const config = generationConfig(settings);
   if (Object.keys(config).length) body.generationConfig = config;
   return body;

@@ -5,6 +5,7 @@ import { byId } from "./elements.js";
 
 const KEPT = "pollux.settings";
 const NUMBERS = ["temperature", "topP", "topK", "maxOutputTokens", "seed", "thinkingBudget"];
+const TOOLS = ["codeExecution", "googleSearch", "urlContext"];
 const narrow = matchMedia("(max-width: 60rem)"); // as in page.css: here the panel covers the page instead of standing beside it
 
 export class Settings {
@@ -46,6 +47,7 @@ export class Settings {
     };
     for (const name of NUMBERS) values[name] = byId(name).value === "" ? null : byId(name).valueAsNumber;
     if (byId("thinking").hidden) values.thinkingBudget = null;
+    values.tools = TOOLS.filter((name) => offered(name) && byId(name).checked);
     return values;
   }
 
@@ -67,6 +69,8 @@ export class Settings {
     byId("topK").placeholder = model.topK || "off";
     byId("maxOutputTokens").placeholder = model.outputTokenLimit ? `up to ${model.outputTokenLimit}` : "";
     byId("thinking").hidden = !model.thinking;
+    for (const name of TOOLS) byId(name).closest("label").hidden = !model.supportedTools?.includes(name);
+    byId("tools").hidden = !TOOLS.some(offered);
     this.tie();
   }
 
@@ -124,6 +128,8 @@ export class Settings {
     for (const behind of document.querySelectorAll("body > header, body > main")) behind.inert = covered;
   }
 }
+
+const offered = (name) => !byId(name).closest("label").hidden;
 
 function whyNoSchema(text) {
   if (!text.trim()) return "";

@@ -3,10 +3,16 @@
 
 import { copy, element, icon, iconButton } from "./elements.js";
 import { inWords } from "./figures.js";
-import { Markdown } from "./markdown.js";
+import { link, marked, sources } from "./grounding.js";
+import { codeFigure, Markdown } from "./markdown.js";
 import { kindInWords, kindOf, show as showMedium } from "./media.js";
 import { isUnanswered } from "./request.js";
 
+const OUTCOMES = {
+  OUTCOME_OK: "Result",
+  OUTCOME_FAILED: "Ended with an error",
+  OUTCOME_DEADLINE_EXCEEDED: "Ended: it took too long",
+};
 const NEAR_END = 80; // pixels: who is closer to the end than this wants to follow what is written
 
 /** actions: {retry(turn), edit(turn, text), code(turn), enlarge(medium, label)} */
@@ -96,15 +102,16 @@ class TurnView {
     this.article.setAttribute("aria-busy", String(writing));
     this.article.classList.toggle("writing", writing);
     this.article.classList.toggle("unanswered", isUnanswered(turn));
-    turn.parts.forEach((part, i) => this.updatePart(part, i));
+    const texts = marked(turn);
+    turn.parts.forEach((part, i) => this.updatePart(part, i, texts[i]));
     while (this.shown.length > turn.parts.length) this.shown.pop().node.remove();
     this.status.replaceChildren(...this.said(turn));
     if (!writing && this.footOf !== turn.state) this.foot.replaceChildren(...this.below(turn));
     this.footOf = turn.state;
   }
 
-  updatePart(part, i) {
-    const kind = part.medium ? "medium" : "text" in part ? (part.thought ? "thought" : "text") : "other";
+  updatePart(part, i, text) {
+    const kind = kindOfPart(part);
     if (this.shown[i] && this.shown[i].kind !== kind) {
       while (this.shown.length > i) this.shown.pop().node.remove();
     }
@@ -112,10 +119,10 @@ class TurnView {
       this.shown[i] = { kind, ...this.partView(part, kind) };
       this.parts.append(this.shown[i].node);
     }
-    this.shown[i].update(part);
+    this.shown[i].update(text);
   }
 
-  // How a part is shown -> {node, update(part)}.
+  // How a part is shown -> {node, update(text)}.
   partView(part, kind) {
     const still = () => {};
     if (kind === "medium") {
@@ -128,28 +135,41 @@ class TurnView {
     if (kind === "thought") {
       const inside = element("div", { class: "markdown" });
       const markdown = new Markdown(inside);
-      return {
-        node: element("details", { class: "thought" }, element("summary", {}, "Thoughts"), inside),
-        update: ({ text }) => markdown.show(text),
+      const summary = element("summary");
+      const update = (text) => {
+        summary.textContent = this.turn.state === "writing" && this.turn.parts.at(-1) === part ? "Thinking …" : "Thoughts";
+        markdown.show(text);
       };
+      return { node: element("details", { class: "thought" }, summary, inside), update };
     }
+    if (kind === "code") {
+      const { language = "", code } = part.executableCode;
+      const caption = language.charAt(0) + language.slice(1).toLowerCase();
+      return { node: element("div", { class: "ran" }, codeFigure(code, caption, `Code that was run, ${caption}`)), update: still };
+    }
+    if (kind === "result") return { node: resultView(part.codeExecutionResult), update: still };
     if (kind === "other") {
       return { node: element("pre", { class: "other" }, JSON.stringify(part, null, 2)), update: still };
     }
     if (this.turn.role === "user") {
       const node = element("p", { class: "bubble", dir: "auto" });
-      return { node, update: ({ text }) => (node.textContent = text) };
+      return { node, update: (text) => (node.textContent = text) };
     }
     const node = element("div", { class: "markdown", dir: "auto" });
     const markdown = new Markdown(node);
-    return { node, update: ({ text }) => markdown.show(this.turn.sent?.schema ? asJson(text) : text) };
+    const update = (text) => {
+      markdown.show(this.turn.sent?.schema ? asJson(part.text) : text);
+      link(node, this.turn);
+    };
+    return { node, update };
   }
 
   // Between the parts and the foot: that the answer is coming, why it ended early, what went wrong.
   said(turn) {
     if (turn.role === "user") return [];
     if (turn.state === "writing")
-      return turn.parts.length ? [] : [element("p", { class: "waiting", "aria-hidden": "true" }, icon("waiting"))];
+      // Also while code runs, which may take a while.
+      return turn.parts.length && !turn.parts.at(-1).executableCode ? [] : [element("p", { class: "waiting", "aria-hidden": "true" }, icon("waiting"))];
     if (turn.state === "failed") {
       const retry = element(
         "button",
@@ -160,7 +180,8 @@ class TurnView {
       return [element("div", { class: "wrong", role: "alert" }, element("p", {}, turn.error), retry)];
     }
     const why = turn.state === "stopped" ? "Stopped." : endInWords(turn);
-    return why ? [element("p", { class: "note" }, why)] : [];
+    const found = sources(turn);
+    return [...(found ? [found] : []), ...(why ? [element("p", { class: "note" }, why)] : [])];
   }
 
   below(turn) {
@@ -235,6 +256,21 @@ export function textOf(turn) {
     .join("");
 }
 
+function kindOfPart(part) {
+  if (part.medium) return "medium";
+  if ("text" in part) return part.thought ? "thought" : "text";
+  if (part.executableCode) return "code";
+  return part.codeExecutionResult ? "result" : "other";
+}
+
+// What code printed, and how it ended; a caption alone if it printed nothing.
+function resultView({ outcome, output = "" }) {
+  const said = OUTCOMES[outcome] ?? "Ended";
+  const text = output.trimEnd();
+  const inside = text ? codeFigure(text, said, said) : element("p", { class: "note" }, `${said}. It printed nothing.`);
+  return element("div", { class: outcome === "OUTCOME_OK" ? "ran" : "ran failed" }, inside);
+}
+
 function readOut(figures) {
   const pairs = inWords(figures).map(([what, value]) => element("div", {}, element("dt", {}, what), element("dd", {}, value)));
   return element("dl", { class: "figures", "aria-label": "What this answer took" }, ...pairs);
@@ -242,8 +278,8 @@ function readOut(figures) {
 
 function endInWords({ finishReason, sent, parts }) {
   if (finishReason === "MAX_TOKENS") {
-    const limit = sent?.maxOutputTokens ? ` (${sent.maxOutputTokens})` : "";
-    return `Ended at the most tokens that an answer may have${limit}; the settings can raise it.`;
+    if (!sent?.maxOutputTokens) return "Ended at the most tokens that an answer of this model may have.";
+    return `Ended at the most tokens that an answer may have (${sent.maxOutputTokens}); the settings can raise it.`;
   }
   if (finishReason === "NO_IMAGE") return "The model drew no picture.";
   if (finishReason && finishReason !== "STOP") return `Ended early: ${finishReason.toLowerCase().replaceAll("_", " ")}.`;

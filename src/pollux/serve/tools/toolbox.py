@@ -13,6 +13,7 @@ from pollux.serve.errors import invalid
 from pollux.serve.tools.grounding import joined
 from pollux.serve.tools.tool import Found, Room, ServerTool
 from pollux.serve.wire.content import Tool
+from pollux.tokens.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,18 @@ class Kind:
     """A tool of the API. field: in wire.Tool; name: on the wire; enable: how an operator does that.
 
     optional: where it is not enabled, an answer without it is still an answer, so it is ignored and the client told; else it is refused.
+    called: the model calls it, so it has to be one that writes calls.
     """
 
     field: str
     name: str
     enable: str
     optional: bool = False
+    called: bool = False
 
 
 KINDS = (
-    Kind("code_execution", "codeExecution", "pollux serve --code-execution"),
+    Kind("code_execution", "codeExecution", "pollux serve --code-execution", called=True),
     Kind("google_search", "googleSearch", "pollux serve --search FOLDER", optional=True),
     Kind("google_search_retrieval", "googleSearchRetrieval", "pollux serve --search FOLDER", optional=True),
     Kind("url_context", "urlContext", "pollux serve --fetch", optional=True),
@@ -78,6 +81,12 @@ class Toolbox:
         for tool in self.tools:
             fields = joined(fields, tool.after(text, self._found[id(tool)]))
         return fields
+
+
+def supported(enabled: Mapping[str, Any], vocabulary: Vocabulary | None) -> tuple[str, ...]:
+    """The names of the enabled tools that a model of this vocabulary can be asked with."""
+    calls = vocabulary is not None and "<call>" in vocabulary.specials
+    return tuple(kind.name for kind in KINDS if kind.field in enabled and vocabulary is not None and (calls or not kind.called))
 
 
 def open_tools(enabled: Mapping[str, Any], asked: Sequence[Tool], owner: str, ignored: list[str]) -> Toolbox:

@@ -11,13 +11,15 @@ from pollux.serve.wire.message import wire
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of content: its type is one of text, image, audio, video and document."""
+    """A piece of content: its type is one of text, image, audio, video and document. annotations: of a text of the model's, which it does
+    not read again."""
 
     type: str = ""
     text: str = ""
     data: bytes = b""
     uri: str = ""
     mime_type: str = ""
+    annotations: Any = None
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,17 @@ class Step:
 
 
 @dataclass(frozen=True)
-class FunctionTool:
+class InteractionTool:
+    """name, description, parameters: of function; search_types: of google_search; the rest: of file_search."""
+
     type: str = ""
     name: str = ""
     description: str = ""
     parameters: dict[str, Any] | None = None
+    search_types: tuple[str, ...] = ()
+    file_search_store_names: tuple[str, ...] = ()
+    metadata_filter: str = ""
+    top_k: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class CreateInteraction:
     agent: str = ""
     input: Any = None
     system_instruction: str = ""
-    tools: tuple[FunctionTool, ...] = ()
+    tools: tuple[InteractionTool, ...] = ()
     generation_config: InteractionConfig = InteractionConfig()
     response_format: Any = None
     response_mime_type: str = ""
