@@ -37,7 +37,7 @@ import tyro
 HERE = Path(__file__).resolve().parent
 ALLOW_LIST = HERE.parent / "tests" / "serve" / "client_allow_list.txt"
 ANSWER = 512  # tokens; a small model that is asked for JSON goes on as long as it may
-ALIASES = ("gemini-*", "imagen-*")  # names that tests ask for
+ALIASES = ("gemini-*", "imagen-*", "veo-*")  # names that tests ask for
 PACKAGES = ("pytest", "pytest-asyncio", "mcp", "pillow", "httpx", "requests")
 FOLDERS = (
     "shared",
@@ -82,7 +82,9 @@ KINDS = {
 @dataclass(frozen=True)
 class Settings:
     folder: tyro.conf.Positional[str] = ""  # of the model to serve
-    server: str = ""  # URL of a server that runs already, instead of a folder; its model must have the aliases "gemini-*" and "imagen-*"
+    server: str = (
+        ""  # URL of a server that runs already, instead of a folder; its model must have the aliases "gemini-*", "imagen-*", "veo-*"
+    )
     client: str = metadata.version("google-genai")  # version of the client
     tests: tuple[str, ...] = FOLDERS  # folders or files below google/genai/tests
     seconds: float = 60.0  # for one test
