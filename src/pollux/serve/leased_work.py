@@ -41,8 +41,9 @@ class LeasedWork:
 
     def _mine(self) -> dict[int, Record]:
         """The unfinished records that no other server works on, by number; blocks."""
-        unfinished = self._unfinished(self._store)
-        mine = self._store.leases.take(unfinished)
+        with self._store.records.transaction():  # or one could be deleted in between, and there is no lease of what is not there
+            unfinished = self._unfinished(self._store)
+            mine = self._store.leases.take(unfinished)
         return {record.number: record for record in unfinished if record.number in mine}
 
     def _let_go(self, records: Iterable[Record]) -> None:
