@@ -75,7 +75,7 @@ KINDS = {
 @dataclass(frozen=True)
 class Settings:
     folder: tyro.conf.Positional[str] = ""  # of the model to serve
-    server: str = ""  # URL of a server that runs already, instead of a folder; with the aliases gemini-*, imagen-* and test-model*
+    server: str = ""  # URL of a server that runs already, instead of a folder; with the aliases that served.py gives
     client: str = metadata.version("google-genai")  # version of the client
     tests: tuple[str, ...] = FOLDERS  # folders or files below google/genai/tests
     seconds: float = 60.0  # for one test

@@ -14,7 +14,7 @@ from stored_server import serving, until
 from watched_engine import WatchedEngine
 
 from pollux.media import encode_image
-from pollux.serve import batch_work, batches
+from pollux.serve import batches, leased_work
 from pollux.serve.errors import disk_full
 from pollux.serve.server import Served, Settings
 
@@ -170,7 +170,7 @@ def test_batches_wait_behind_all_other_requests(http, engine):
 
 
 def test_a_full_engine_is_asked_again(http, engine, monkeypatch):
-    monkeypatch.setattr(batch_work, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(leased_work, "RETRY_SECONDS", 0.01)
     engine.full = 3
     done = ended(http, create(http, inline(*({"request": request(text)} for text in TEXTS))))
     assert texts(responses(done)) == [alone(http, text) for text in TEXTS]

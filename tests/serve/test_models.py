@@ -67,8 +67,8 @@ def test_the_list_comes_in_pages_that_end(api):
 
 
 def test_a_method_that_no_model_has_is_a_404(api):
-    response = api.post("/v1beta/models/veo-3:predictLongRunning", json={})
-    assert response.status_code == 404 and "models/veo-3 is not found for API version v1beta" in response.json()["error"]["message"]
+    response = api.post("/v1beta/models/lyria-3:predictMusic", json={})
+    assert response.status_code == 404 and "models/lyria-3 is not found for API version v1beta" in response.json()["error"]["message"]
 
 
 def test_models_cannot_be_changed(api):

@@ -12,7 +12,9 @@ from pollux.data.folder import FolderConfig, FolderSource
 from pollux.data.source import Source, WorldSource, describe, sample
 from pollux.data.world import TASKS, World
 
-Task = Literal["picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story", "conversation", "call", "talk"]
+Task = Literal[
+    "picture", "speech", "spoken_question", "clip", "draw", "film", "few_shot", "arithmetic", "story", "conversation", "call", "talk"
+]
 MOST_CHARACTERS = 400  # of a text that are printed
 
 

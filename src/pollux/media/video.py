@@ -22,6 +22,10 @@ from pollux.media.sound import decode_track, mono_array
 from pollux.media.source import DEFAULT_LIMITS, Limits, MediaError, check_pixels, check_seconds, naming, open_source
 
 _MILLISECOND = Fraction(1, 1000)
+_WRITERS: dict[str, tuple[str, str, dict[str, str], str]] = {  # format, codec of the frames with its options, codec of the sound
+    "video/x-matroska": ("matroska", "ffv1", {}, "pcm_s16le"),
+    "video/mp4": ("mp4", "libx264", {"crf": "8", "bf": "0"}, "aac"),
+}
 _CLOCK = 6e-4  # seconds; Matroska rounds times to milliseconds
 
 
@@ -84,15 +88,21 @@ def decode_video_sound(source: bytes | str | os.PathLike | VideoArray, rate: int
                 return decode_track(name, container, start_time(first[0]), rate, limits)
 
 
-def encode_video(video: VideoArray) -> bytes:
-    """A clip as a lossless Matroska file (FFV1, mono 16-bit PCM); times count from the first frame, in whole milliseconds.
+def encode_video(video: VideoArray, mime_type: str = "video/x-matroska") -> bytes:
+    """A clip as a lossless Matroska file (FFV1, mono 16-bit PCM), or as an MP4 that every player shows ("video/mp4": H.264 and AAC, colours
+    at half the resolution if both sides are even); times count from the first frame, in whole milliseconds.
 
-    Raises MediaError for arrays that are no clip.
+    Raises MediaError for arrays that are no clip, ValueError for another type.
     """
+    if mime_type not in _WRITERS:
+        raise ValueError(f"a clip is written as {' or '.join(_WRITERS)}, not as {mime_type!r:.80}")
+    kind, codec, options, sound_codec = _WRITERS[mime_type]
     file = io.BytesIO()
-    with naming("video", video) as name, av.open(file, "w", format="matroska", options={"max_interleave_delta": "0"}) as container:
+    with naming("video", video) as name, av.open(file, "w", format=kind, options={"max_interleave_delta": "0"}) as container:
         times = _check_array(name, video, DEFAULT_LIMITS)
-        pictures = container.add_stream("ffv1", width=video.frames.shape[2], height=video.frames.shape[1], pix_fmt="bgr0")
+        height, width = video.frames.shape[1:3]
+        layout = "bgr0" if codec == "ffv1" else "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        pictures = container.add_stream(codec, width=width, height=height, pix_fmt=layout, options=options)
         pictures.codec_context.time_base = _MILLISECOND
         frames = [av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24") for pixels in video.frames]
         for frame, time in zip(frames, times, strict=True):
@@ -103,7 +113,7 @@ def encode_video(video: VideoArray) -> bytes:
             samples = mono_array(name, video.audio, rate, rate, DEFAULT_LIMITS)
             sound = av.AudioFrame.from_ndarray(np.rint(samples * 32767).astype(np.int16)[None], format="s16", layout="mono")
             sound.rate, sound.pts = rate, 0
-            tracks.append((container.add_stream("pcm_s16le", rate=rate, layout="mono"), [sound]))
+            tracks.append((container.add_stream(sound_codec, rate=rate, layout="mono"), [sound]))
         for stream, raw in tracks:
             for block in [*raw, None]:
                 container.mux(stream.encode(block))

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded
-from pollux.serve import batches, caches, embeddings, files, generate, images, models, page, uploads
+from pollux.serve import batches, caches, embeddings, files, films, generate, images, models, page, uploads
 from pollux.serve.compress import Compressed
 from pollux.serve.errors import ApiError
 from pollux.serve.file_search import stores
@@ -65,7 +65,7 @@ def create_app(server: Server) -> Starlette:
 
 def routes(server: Server) -> list[BaseRoute]:
     """What every version of the API has."""
-    areas = (openai, generate, images, interactions, embeddings, batches, caches, models, files, stores, tokens)
+    areas = (openai, generate, images, films, interactions, embeddings, batches, caches, models, files, stores, tokens)
     return [*(route for area in areas for route in area.routes(server)), *models.last_routes(server)]
 
 

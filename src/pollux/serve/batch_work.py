@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import logging
 from collections.abc import Callable
 from typing import Any
 
-from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded
+from pollux.generate.requests import Cancelled
 from pollux.serve import batches
-from pollux.serve.answer import whole
 from pollux.serve.embeddings import embed
-from pollux.serve.errors import ApiError, api_error, invalid
+from pollux.serve.errors import RPC_CODES, ApiError, api_error, invalid
+from pollux.serve.leased_work import PRIORITY, LeasedWork, stop, whole_in_turn
 from pollux.serve.listing import store_of
 from pollux.serve.openai import errors as openai_errors
 from pollux.serve.openai.asked import to_gemini
@@ -36,14 +35,7 @@ from pollux.serve.wire.message import parse, to_json
 
 log = logging.getLogger("pollux.serve")
 
-PRIORITY = 10  # in the engine's queue, where those of 0 go first
-RETRY_SECONDS = 1.0  # while the engine has no room in its queue
-TRIES = 3  # for a request that is not answered in time
 _THREADS = 2  # that read media and tokenise for batches
-_CODES = {  # of google.rpc, by its names
-    **{"CANCELLED": 1, "INVALID_ARGUMENT": 3, "DEADLINE_EXCEEDED": 4, "NOT_FOUND": 5, "ALREADY_EXISTS": 6, "PERMISSION_DENIED": 7},
-    **{"RESOURCE_EXHAUSTED": 8, "FAILED_PRECONDITION": 9, "ABORTED": 10, "UNIMPLEMENTED": 12, "INTERNAL": 13, "UNAVAILABLE": 14},
-}
 
 
 class _Open:
@@ -56,20 +48,15 @@ class _Open:
         self.turn = 0  # grows with every request taken from any batch; who waits longest is next
 
 
-class BatchWork:
-    """Works on all batches until `run` is cancelled. `changed` tells it of new ones and of those that ended; both on its event loop."""
+class BatchWork(LeasedWork):
+    """Works on all batches until `run` is cancelled."""
 
     def __init__(self, server: Server):
-        self._server, self._store = server, store_of(server)
+        super().__init__(store_of(server), batches.unfinished)
+        self._server = server
         self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "pollux-batch")
-        self._news = asyncio.Event()
-        self._stale = True
         self._open: dict[int, _Open] = {}
         self._turns = 0
-
-    def changed(self) -> None:
-        self._stale = True
-        self._news.set()
 
     async def run(self) -> None:
         renewing = asyncio.create_task(self._renew())
@@ -83,33 +70,19 @@ class BatchWork:
                 await self._close_finished()
                 await self._news.wait()
         finally:
-            await self._stop([renewing, *(task for batch in self._open.values() for task in batch.tasks)])
-            for batch in self._open.values():
-                with contextlib.suppress(ApiError):  # then the lease runs out
-                    await self._run(self._store.leases.drop, batch.record)
+            await stop([renewing, *(task for batch in self._open.values() for task in batch.tasks)])
+            await self._run(self._let_go, [batch.record for batch in self._open.values()])
             self._threads.shutdown()
-
-    async def _renew(self) -> None:
-        """Look again before the leases run out; other servers may have left batches, or ended some."""
-        while True:
-            await asyncio.sleep(self._store.leases.renewal)
-            self.changed()
 
     async def _look(self) -> None:
         """Open the batches that are new, and drop those that are gone or another server's."""
         self._stale = False
         found = await self._run(self._mine)
         for number in [number for number in self._open if number not in found]:
-            await self._stop(self._open.pop(number).tasks)
+            await stop(self._open.pop(number).tasks)
         for number, record in found.items():
             if number not in self._open:
                 self._open[number] = _Open(record, batches.items(self._store, record))
-
-    def _mine(self) -> dict[int, Record]:
-        """The unfinished batches that no other server works on, by number; blocks."""
-        unfinished = batches.unfinished(self._store)
-        mine = self._store.leases.take(unfinished)
-        return {record.number: record for record in unfinished if record.number in mine}
 
     def _under_way(self) -> int:
         return sum(len(batch.tasks) for batch in self._open.values())
@@ -164,7 +137,7 @@ class BatchWork:
 
     async def _give_up(self, batch: _Open, state: str, message: str) -> None:
         self._open.pop(batch.record.number, None)
-        await self._stop(batch.tasks)
+        await stop(batch.tasks)
         await self._run(functools.partial(batches.end, self._store, batch.record, state, error=message))
 
     async def _answer(self, batch: _Open, number: int, item: dict[str, Any]) -> None:
@@ -177,7 +150,7 @@ class BatchWork:
             raise
         except Exception as error:
             found = api_error(error)
-            result = {"error": {"code": _CODES.get(found.status, 2), "message": found.message, "status": found.status}}
+            result = {"error": {"code": RPC_CODES.get(found.status, 2), "message": found.message, "status": found.status}}
             if for_openai:
                 result["response"] = {"status_code": found.code, "body": openai_errors.body(found)}
         given = {name: item[name] for name in ("key", "metadata", "custom_id") if name in item}
@@ -190,14 +163,7 @@ class BatchWork:
             raise invalid(item["error"])
         if item["request"] is None:
             raise invalid("request is missing")
-        for _ in range(TRIES - 1):
-            try:
-                return await self._asked(record, item["request"])
-            except DeadlineExceeded:
-                continue
-        return await self._asked(record, item["request"])
-
-    async def _asked(self, record: Record, request: dict[str, Any]) -> dict[str, Any]:
+        request = item["request"]
         if endpoint := record.data.get("endpoint"):
             return await (self._chat if endpoint == "/v1/chat/completions" else self._embeddings)(request, record.owner)
         served = self._server.find(record.data["model"])
@@ -221,13 +187,8 @@ class BatchWork:
         return await embedded(self._server, parse(EmbeddingRequest, request)[0], owner, self._run)
 
     async def _whole(self, served: Served, asked: GenerateContentRequest, owner: str) -> GenerateContentResponse:
-        """An answer, however long the engine has no room for its request."""
-        while True:
-            plan = await self._run(prepare, self._server, served, asked, Caller(owner, PRIORITY))
-            try:
-                return await whole(self._server, plan)
-            except Overloaded:
-                await asyncio.sleep(RETRY_SECONDS)
+        plan = functools.partial(prepare, self._server, served, asked, Caller(owner, PRIORITY))
+        return (await whole_in_turn(self._server, plan, self._run))[1]
 
     def _keep(self, record: Record, number: int, result: dict[str, Any]) -> bool:
         """False if the batch has ended, or is another server's now."""
@@ -243,12 +204,6 @@ class BatchWork:
             which = "failed" if "error" in result else "succeeded"
             records.update(now, {which: now.data[which] + 1})
         return True
-
-    async def _stop(self, tasks: Any) -> None:
-        tasks = list(tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

@@ -160,32 +160,23 @@ def finish(server: Server, record: Record) -> None:
     if record.data["inline"]:
         end(store, record, "BATCH_STATE_SUCCEEDED")
         return
-    upload = store.records.add(
-        "upload", new_id(48), {"atOnce": True}, record.owner, store.clock() + LIFETIME
-    )  # so that nobody sweeps it away
-    try:
+    with files.making(store, record.owner) as upload:
         size, digest = 0, hashlib.sha256()
         for one in _results(store, record):
             line = json.dumps(one, ensure_ascii=False).encode() + b"\n"
-            store.write(upload.name, size, line)
+            store.write(upload, size, line)
             size += len(line)
             digest.update(line)
-        store.sync(upload.name)
-        store.keep(upload.name)
+        store.sync(upload)
+        store.keep(upload)
         with store.records.transaction():
             now = store.records.get("batch", record.name)
             if now is None or now.data["state"] not in UNFINISHED:
                 raise ApiError(409, "ABORTED", "the batch was cancelled")
             name = f"results of {record.data['displayName'] or record.name}"
-            file = files.add(server, upload.name, "", name, "application/jsonl", digest.digest(), size, record.owner, source="GENERATED")
+            file = files.add(server, upload, "", name, "application/jsonl", digest.digest(), size, record.owner, source="GENERATED")
             end(store, record, "BATCH_STATE_SUCCEEDED", responses=f"files/{file.name}")
             store.records.delete_children(record, "batch_result")
-    except BaseException:
-        store.abandon(upload.name)
-        raise
-    finally:
-        store.delete(upload)
-        store.discard(upload.name)
 
 
 def described(store: Store, record: Record, results: bool = True) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -27,6 +29,7 @@ from pollux.serve.times import rfc3339
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _URI = re.compile(r"(?:^|/)files/([a-z0-9-]+)(?=$|[:?#/])")
+MAKING_SECONDS = 48 * 3600.0  # that the bytes of a file that is made here are safe before it has its record
 _SOUND_RATE = 16_000  # Hz; any would do, for the sound is only tried
 
 
@@ -97,13 +100,8 @@ def pin(store: Store, uri: str, owner: str, parent: Record) -> str | None:
 
 
 def described(record: Record, request: Request) -> dict[str, Any]:
-    """The file as the API shows it.
-
-    `uri` is a name rather than an address, and clients recognise it only if it begins with https, so it does even where the server
-    speaks plain HTTP.
-    """
+    """The file as the API shows it."""
     data = record.data
-    place = f"{request.base_url.netloc}/v1beta/files/{record.name}"
     shown: dict[str, Any] = {"name": f"files/{record.name}"}
     if data["displayName"]:
         shown["displayName"] = data["displayName"]
@@ -113,19 +111,45 @@ def described(record: Record, request: Request) -> dict[str, Any]:
         "createTime": rfc3339(record.created),
         "updateTime": rfc3339(record.updated),
         "sha256Hash": data["sha256Hash"],
-        "uri": f"https://{place}",
+        "uri": _uri(record.name, request),
         "state": data["state"],
         "source": data["source"],
     }
     if record.expires is not None:
         shown["expirationTime"] = rfc3339(record.expires)
     if data["source"] == "GENERATED":
-        shown["downloadUri"] = f"{request.base_url.scheme}://{place}:download?alt=media"
+        shown["downloadUri"] = download_uri(record.name, request)
     if data.get("videoMetadata"):
         shown["videoMetadata"] = data["videoMetadata"]
     if data.get("error"):
         shown["error"] = {"code": 3, "message": data["error"]}
     return shown
+
+
+def _uri(name: str, request: Request) -> str:
+    """A name rather than an address: clients recognise it only if it begins with https, so it does even where the server speaks plain
+    HTTP."""
+    return f"https://{request.base_url.netloc}/v1beta/files/{name}"
+
+
+def download_uri(name: str, request: Request) -> str:
+    """Of the bytes of a file that was made here. Clients look for the name in it, as in `uri`."""
+    return f"{_uri(name, request)}:download?alt=media"
+
+
+@contextlib.contextmanager
+def making(store: Store, owner: str) -> Iterator[str]:
+    """The name of an upload for the bytes of a new file, which nobody sweeps away meanwhile; in the block, to be written, synced, kept, and
+    then the medium of a record. Blocks."""
+    upload = store.records.add("upload", new_id(48), {"atOnce": True}, owner, store.clock() + MAKING_SECONDS)
+    try:
+        yield upload.name
+    except BaseException:
+        store.abandon(upload.name)
+        raise
+    finally:
+        store.delete(upload)
+        store.discard(upload.name)
 
 
 def add(
@@ -138,10 +162,11 @@ def add(
     size: int,
     owner: str,
     source: str = "UPLOADED",
+    known: Mapping[str, Any] | None = None,
 ) -> Record:
     """The record of a file whose bytes the store keeps under the name of an upload. Media are PROCESSING until `check` has seen them.
 
-    name: "" for a new one. Blocks. Raises Taken.
+    name: "" for a new one. known: what `check` would find, of a medium that was made here. Blocks. Raises Taken.
     """
     store = store_of(server)
     data = {
@@ -149,8 +174,9 @@ def add(
         "mimeType": mime_type,
         # As the original does: the digest in hexadecimal, and that in base64.
         "sha256Hash": base64.b64encode(sha256.hex().encode()).decode(),
-        "state": "PROCESSING" if _kind(mime_type) else "ACTIVE",
+        "state": "PROCESSING" if _kind(mime_type) and known is None else "ACTIVE",
         "source": source,
+        **(known or {}),
     }
     expires = store.clock() + server.settings.file_lifetime
     return store.records.add("file", name or new_id(12), data, owner, expires, media=upload, size=size)
@@ -207,6 +233,11 @@ def _tried(path: Path, mime_type: str) -> dict[str, Any]:
         media.decode_video_sound(path, _SOUND_RATE)
         with open(path, "rb") as file:
             times = survey(path.name, file, "video", media.DEFAULT_LIMITS)
-        seconds = times[-1] * len(times) / max(len(times) - 1, 1)  # the last frame is shown as long as the others are on average
-        return {"videoMetadata": {"videoDuration": f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"}}
+        return of_clip(times)
     return {}
+
+
+def of_clip(times: np.ndarray) -> dict[str, Any]:
+    """What is known of a clip whose frames begin at these times, float [F] in seconds."""
+    seconds = times[-1] * len(times) / max(len(times) - 1, 1)  # the last frame is shown as long as the others are on average
+    return {"videoMetadata": {"videoDuration": f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"}}

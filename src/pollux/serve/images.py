@@ -55,7 +55,7 @@ def prepared(server: Server, served: Served, asked: PredictRequest, caller: Call
         raise invalid("parameters.outputOptions.compressionQuality must be between 0 and 100")
     if served.model.codec is None:
         raise invalid(f"models/{served.name} does not draw")
-    drawn = _ratio(served.model.codec.size)
+    drawn = ratio(served.model.codec.size)
     if wanted.aspect_ratio and wanted.aspect_ratio != drawn:
         raise invalid(f"parameters.aspectRatio is {wanted.aspect_ratio!r:.80}, but this model draws pictures of {drawn}")
     threshold = wanted.safety_setting
@@ -108,7 +108,7 @@ def _attributes(ratings: Iterable[SafetyRating]) -> SafetyAttributes:
     return SafetyAttributes(tuple(rating.category.name for rating in rated), scores)
 
 
-def _ratio(size: tuple[int, int]) -> str:
+def ratio(size: tuple[int, int]) -> str:
     """Of a picture of height and width in pixels, width first."""
     divisor = math.gcd(*size)
     return f"{size[1] // divisor}:{size[0] // divisor}"

@@ -101,7 +101,7 @@ def described(server: Server, name: str) -> Model:
         description=served.description or repr(served.model).strip("<>"),
         input_token_limit=served.input_limit,
         output_token_limit=min(server.settings.max_output_tokens, served.input_limit),
-        supported_generation_methods=METHODS + (("predict",) if served.model.codec is not None else ()),
+        supported_generation_methods=METHODS + (("predict", "predictLongRunning") if served.model.codec is not None else ()),
         supported_tools=supported(server.tools, served.model.vocabulary),
         temperature=sampling.temperature,
         max_temperature=MAX_TEMPERATURE,

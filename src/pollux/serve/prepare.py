@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pollux import content
-from pollux.generate.drawing import OneDrawing
+from pollux.generate.drawing import Drawings
 from pollux.generate.ending import Ending
 from pollux.generate.model import Model
 from pollux.generate.prompts import plain
@@ -246,7 +246,7 @@ def constraint_of(
         return constraint and Ending(constraint, model.vocabulary, model.config.vocab_size, most)
     if constraint is not None:
         raise invalid("an answer of the responseModalities IMAGE alone holds neither calls nor text with a schema; add TEXT")
-    return OneDrawing(model.vocabulary, model.config.vocab_size)
+    return Drawings(model.vocabulary, model.config.vocab_size)
 
 
 def _check_search(asked: GenerateContentRequest) -> None:

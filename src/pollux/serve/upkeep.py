@@ -1,5 +1,5 @@
-"""What the server does behind its requests, on a thread of its own: it ends what has expired, works on batches, and goes on with what its
-last end interrupted."""
+"""What the server does behind its requests, on a thread of its own: it ends what has expired, works on batches and films, and goes on with
+what its last end interrupted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pollux.serve import caches, files, uploads
 from pollux.serve.batch_work import BatchWork
 from pollux.serve.errors import ApiError
 from pollux.serve.file_search import imports
+from pollux.serve.film_work import FilmWork
 from pollux.serve.server import Server
 
 log = logging.getLogger("pollux.serve")
@@ -27,7 +28,7 @@ class Upkeep:
         self._server = server
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._work: BatchWork | None = None
+        self._work: dict[type[BatchWork | FilmWork], BatchWork | FilmWork] = {}
         self._begun = threading.Event()
         self._more: list[tuple[float, Callable[[], None]]] = []
 
@@ -43,24 +44,25 @@ class Upkeep:
         self._begun.wait()
 
     def close(self) -> None:
-        """What batches have under way is cancelled, and asked again after the next start."""
+        """What batches and films have under way is cancelled, and asked again after the next start."""
         if self._thread is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._end.set)
             self._thread.join()
             self._thread = self._loop = None
 
     def changed(self) -> None:
-        """There are other batches than before. May be called from any thread."""
+        """There are other batches or films than before. May be called from any thread."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
-        if self._work is not None:
-            self._work.changed()
+        for work in self._work.values():
+            work.changed()
 
     async def _run(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        tasks = [asyncio.create_task(work) for work in (self._sweep(), self._batches(), *(self._every(*more) for more in self._more))]
+        kept = (self._kept(BatchWork), self._kept(FilmWork))
+        tasks = [asyncio.create_task(work) for work in (self._sweep(), *kept, *(self._every(*more) for more in self._more))]
         self._begun.set()
         await self._end.wait()
         for task in tasks:
@@ -95,11 +97,12 @@ class Upkeep:
             except Exception:
                 log.exception("something that is done every %g s failed", seconds)
 
-    async def _batches(self) -> None:
+    async def _kept(self, kind: type[BatchWork | FilmWork]) -> None:
+        """Work on what is kept as records of a kind."""
         while True:
-            self._work = BatchWork(self._server)
+            work = self._work[kind] = kind(self._server)
             try:
-                await self._work.run()
+                await work.run()
             except Exception:
-                log.exception("the work on batches stops for now")
+                log.exception("%s stops for now", kind.__name__)
             await asyncio.sleep(SWEEP_SECONDS)

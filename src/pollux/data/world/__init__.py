@@ -1,6 +1,6 @@
-"""The world: an endless, seeded generator of documents in all modalities with known truth, and a judge of drawings."""
+"""The world: an endless, seeded generator of documents in all modalities with known truth, and a judge of drawings and films."""
 
-from pollux.data.world.checker import Verdict, judge, look
+from pollux.data.world.checker import Verdict, judge, look, watch
 from pollux.data.world.render import render
 from pollux.data.world.scene import COLOURS, HELD_OUT, SHAPES, Scene, SceneConfig, Thing, sample_scene, stream
 from pollux.data.world.tasks import EVALUATIONS, TASKS, Item, World, WorldConfig
@@ -23,4 +23,5 @@ __all__ = [
     "render",
     "sample_scene",
     "stream",
+    "watch",
 ]

@@ -1,4 +1,4 @@
-"""An independent judge of drawn pictures: which objects are in these pixels, and are they the ones asked for?
+"""An independent judge of drawn pictures and films: which objects are in these pixels, are they the ones asked for, and how do they move?
 
 It knows the names and colours of the world and what the shapes are called for, nothing of the renderer, the codec or the
 model. It fits the background, unmixes every pixel into background and one of the colours, joins pixels of one colour into
@@ -22,6 +22,7 @@ _REACH = 12  # half a window, pixels
 _LEAST_AREA = 18.0  # pixels; anything smaller is a fleck, not an object
 _LEAST_LIKENESS = 0.85  # correlation below which a blob is no shape at all
 _FOREGROUND = 0.35  # least share of an object's colour in a pixel that belongs to it
+_WAYS = {(-1, 0): "left", (1, 0): "right", (0, -1): "up", (0, 1): "down"}  # by columns and rows
 _BIG_FROM = 6.2  # pixels, nominal radius
 
 
@@ -72,6 +73,20 @@ class Verdict:
     spurious: int  # blobs that no wanted object accounts for
 
 
+@dataclass(frozen=True)
+class Move:
+    """An object of a film that begins in one cell and ends in another."""
+
+    colour: str
+    shape: str
+    start: int  # cells
+    end: int
+
+    def __str__(self) -> str:
+        way = (self.end % GRID - self.start % GRID, self.end // GRID - self.start // GRID)
+        return f"the {self.colour} {self.shape or 'blob'} moved {_WAYS.get(way, f'from {CELLS[self.start]} to {CELLS[self.end]}')}"
+
+
 def judge(pixels: np.ndarray, wanted: Sequence[Wanted]) -> Verdict:
     """Compare a drawing uint8 [H, W, 3] with the requested objects (different cells); see Verdict."""
     found = look(pixels)
@@ -103,6 +118,23 @@ def look(pixels: np.ndarray) -> tuple[Found, ...]:
             if area >= _LEAST_AREA:
                 found.append(_name_blob(name, blob, own, share, owner == index, area))
     return tuple(sorted(found, key=lambda f: (f.cell, -f.area)))
+
+
+def watch(frames: np.ndarray) -> tuple[Move, ...]:
+    """How the objects of a film uint8 [F, H, H, 3] moved from its first to its last frame, in the order in which they left their cells.
+
+    An object is followed by its colour; one that is not in both of these frames, or is there several times, has not moved.
+    """
+    seen = [look(pixels) for pixels in frames]
+    moves: list[tuple[int, Move]] = []
+    for colour in dict.fromkeys(found.colour for found in seen[0]):
+        there = [[found for found in one if found.colour == colour] for one in seen]
+        if len(there[0]) != 1 or len(there[-1]) != 1 or there[0][0].cell == there[-1][0].cell:
+            continue
+        first, last = there[0][0], there[-1][0]
+        left = next(i for i, one in enumerate(there) if len(one) == 1 and one[0].cell != first.cell)
+        moves.append((left, Move(colour, first.shape, first.cell, last.cell)))
+    return tuple(move for _, move in sorted(moves, key=lambda pair: pair[0]))
 
 
 def _fit_background(image: np.ndarray) -> np.ndarray:

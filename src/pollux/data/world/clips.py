@@ -1,4 +1,5 @@
-"""Clips of the world: two objects, one moves by a cell, then the other; sometimes one of the moves makes a sound.
+"""Clips of the world: two objects, one moves by a cell, then the other; sometimes one of the moves makes a sound. The model watches them,
+or draws them frame by frame.
 
 Six frames at two frames a second. What happened and in which order is known, so questions and their answers follow.
 Legend: F frames, H = W canvas in pixels, n samples.
@@ -25,6 +26,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SOUNDS = ("high tone", "low noise")
 
 CAPTION_PROMPTS = ("what happens", "tell what happens", "what happens here", "tell what happens here")
+FILM_PROMPTS = ("show a film: {what}", "draw a film: {what}", "paint a film: {what}", "show the film: {what}")
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "direction": ("which way did {a} move", "{a} moved which way", "where did {a} move", "say where {a} moved", "{a} moved where"),
     "first": (
@@ -150,6 +152,12 @@ def describe_clip(clip: Clip) -> str:
 
 def clip_caption(rng: np.random.Generator, clip: Clip, unseen: bool = False) -> Exchange:
     return Exchange("caption", phrase(rng, CAPTION_PROMPTS, unseen), describe_clip(clip))
+
+
+def film_request(rng: np.random.Generator, clip: Clip, unseen: bool = False) -> str:
+    """A request to draw the clip: what moves, and in half of them first what is to be seen at the start and where."""
+    start = f"{grammar.describe(clip.scene)}, " if rng.random() < 0.5 else ""
+    return phrase(rng, FILM_PROMPTS, unseen).format(what=start + describe_clip(clip))
 
 
 def clip_kinds(clip: Clip) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from pollux.data.world.grammar import Exchange
 from pollux.data.world.render import render
 from pollux.data.world.scene import Scene, SceneConfig, sample_scene, stream
 
-TASKS = ("picture", "speech", "spoken_question", "clip", "draw", "few_shot", "arithmetic", "story", "conversation", "call", "talk")
+TASKS = ("picture", "speech", "spoken_question", "clip", "draw", "film", "few_shot", "arithmetic", "story", "conversation", "call", "talk")
 EVALUATIONS = (
     *("caption", "vqa", "speech", "spoken_question", "clip", "clip_caption", "draw", "few_shot", "arithmetic", "story"),
     "conversation",  # the kind of an item is that of its last turn, which is not a drawing
@@ -90,6 +90,7 @@ class World:
             "spoken_question": self._spoken_question,
             "clip": self._clip,
             "draw": self._draw,
+            "film": self._film,
             "few_shot": self._few_shot,
             "arithmetic": self._arithmetic,
             "story": self._story,
@@ -181,6 +182,11 @@ class World:
     def _draw(self, rng: np.random.Generator) -> Document:
         scene = sample_scene(rng, self.config.drawing, False)
         return Document((_user(Text(grammar.draw_request(rng, scene))), Content("model", (Image(render(scene)),))))
+
+    def _film(self, rng: np.random.Generator) -> Document:
+        clip = clips.sample_clip(rng, self.config.drawing, False, 0.0)
+        frames = tuple(Image(pixels) for pixels in clips.render_clip(clip).frames)
+        return Document((_user(Text(clips.film_request(rng, clip))), Content("model", frames)))
 
     def _few_shot(self, rng: np.random.Generator) -> Document:
         game = few_shot.sample_few_shot(rng, self.config.picture, False)
