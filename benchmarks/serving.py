@@ -211,10 +211,12 @@ def main(folder: tyro.conf.Positional[Path], seconds: float = 8.0, rounds: int =
         rounds: Of each measurement; medians count.
         transformers: Measure transformers' generate beside it.
     """
-    with tempfile.TemporaryDirectory() as name, served(endless(folder, Path(name) / "model"), output=subprocess.DEVNULL) as url:
-        client = Client(url)
-        asyncio.run(streams(client, "/v1beta/models/model:streamGenerateContent?alt=sse", seconds, rounds))
-        asyncio.run(long_prompt(client, 2 * rounds))
+    with tempfile.TemporaryDirectory() as name:
+        made = endless(folder, Path(name) / "model")
+        with served(made, "--name", "model", output=subprocess.DEVNULL) as url:
+            client = Client(url)
+            asyncio.run(streams(client, "/v1beta/models/model:streamGenerateContent?alt=sse", seconds, rounds))
+            asyncio.run(long_prompt(client, 2 * rounds))
     if transformers:
         rate = statistics.median(transformers_rate(folder, STREAMS) for _ in range(rounds))
         print(f"transformers' generate, {STREAMS} rows at once: {rate:.0f} tokens/s")
