@@ -15,9 +15,9 @@ page; a test counts if it sent a request. What does not pass is listed under the
 
 # The first pattern that is found in how a test failed says why; what is left over failed for what the model said.
 WHY = (
-    (r"predictLongRunning|veo-", "It asks for a film, and these models draw single pictures"),
+    (r"predictLongRunning|veo-", "It asks for a film, and the model draws single pictures"),
     (r"download_uri", "It needs a film that was made before"),
-    (r"does not answer with AUDIO", "It asks for speech, and these models write and draw"),
+    (r"does not answer with AUDIO", "It asks for speech, and the model writes and draws"),
     (r"gs://|files:register", "It means a file in Google's storage, which nothing here may fetch"),
     (r"tunedModels", "It means a tuned model of its authors' account"),
     (r"'Content-Type' in", "It looks for a header in capitals, but httpx makes all names lower case"),
