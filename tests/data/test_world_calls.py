@@ -7,7 +7,7 @@ import numpy as np
 
 from pollux.content import FunctionCall, FunctionResponse, Text
 from pollux.data.world import World
-from pollux.data.world.talk import facts, story
+from pollux.data.world.talk import ECHO_PROMPTS, facts, story
 from pollux.tokens.calls import read_call
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.interleave import encode, encode_prompt
@@ -110,6 +110,21 @@ def test_there_is_no_end_of_names():
 
 def test_documents_are_functions_of_their_index():
     assert [World().document("talk", 5), World().document("call", 7)] == [World().document("talk", 5), DOCUMENTS[7]]
+
+
+def test_words_that_are_to_be_said_again_are_said_again():
+    prompts = re.compile(
+        "|".join(re.escape(prompt).replace(r"\{\}", r"(.+?)[.?]?") for prompt in sorted(ECHO_PROMPTS, key=len, reverse=True)), re.IGNORECASE
+    )
+    echoed = 0
+    for index in range(100):
+        turns = World().document("talk", index).contents
+        for asked, said in zip(turns[::2], turns[1::2], strict=True):
+            text = asked.parts[0].text
+            if (match := prompts.fullmatch(text)) and "story" not in text:
+                echoed += 1
+                assert said.parts[0].text in match.groups()
+    assert echoed > 50
 
 
 def test_a_story_has_as_many_sentences_as_were_asked_for():

@@ -183,10 +183,10 @@ def test_the_folder_keeps_to_its_bytes_and_what_was_used_last_also_after_a_resta
     assert sum(file.stat().st_size for file in files(tmp_path)) == 5 * 132
     spill.close()
     (tmp_path / "half.page.part").write_bytes(b"x")
-    spill = Spill(tmp_path, 3 * 132, 0)
+    spill = Spill(tmp_path, 4 * 132, 0)
     assert not (tmp_path / "half.page.part").exists()
     put(spill, n6=b"6" * 100)
-    assert [file.stem for file in files(tmp_path)] == ["n4", "n5", "n6"]
+    assert [file.stem for file in files(tmp_path)] == ["n0", "n4", "n5", "n6"]
     assert spill.get("n6") == b"6" * 100 and spill.get("n1") is None
     put(spill, large=b"x" * 1000)
     assert "large" not in spill

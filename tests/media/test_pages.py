@@ -100,6 +100,12 @@ def test_a_truncated_file_is_not_read_in_part(tmp_path, share):
         pdf_pages(truncate(coloured(tmp_path / "a.pdf"), share))
 
 
+def test_a_file_without_its_end_mark_is_not_read_though_its_pages_are_there():
+    data = written()
+    with pytest.raises(MediaError, match="is truncated: its end mark %%EOF is missing"):
+        pdf_pages(data[: data.index(b"%%EOF")])
+
+
 def test_a_page_that_is_no_page_is_named():
     data = written().replace(b"3 0 obj\n<< /Type /Page ", b"3 0 obj\n<< /Type /Font ")
     with pytest.raises(MediaError, match="PDF of .* bytes in memory is broken"):
@@ -112,7 +118,7 @@ def test_limits(tmp_path):
         pdf_pages(path, Limits(max_pages=2))
     with pytest.raises(MediaError, match="larger than the limit of 100 bytes"):
         pdf_pages(path, Limits(max_bytes=100))
-    page = pdf_pages(path)[1]
+    page = pdf_pages(path, Limits(max_pages=3, max_bytes=path.stat().st_size))[1]
     with pytest.raises(MediaError, match=r"page 2 of PDF .*a.pdf has 625 x 833 pixels, more than the limit of 1000"):
         Image(page).pixels(Limits(max_pixels=1000))
     with pytest.raises(MediaError, match="page 2 of PDF .*a.pdf takes longer than the limit of 0 seconds to draw"):
