@@ -1,6 +1,7 @@
 """Pages of PDFs as pictures: files written by Pillow, and a few written here line by line."""
 
 import threading
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -121,8 +122,17 @@ def test_limits(tmp_path):
     page = pdf_pages(path, Limits(max_pages=3, max_bytes=path.stat().st_size))[1]
     with pytest.raises(MediaError, match=r"page 2 of PDF .*a.pdf has 625 x 833 pixels, more than the limit of 1000"):
         Image(page).pixels(Limits(max_pixels=1000))
-    with pytest.raises(MediaError, match="page 2 of PDF .*a.pdf takes longer than the limit of 0 seconds to draw"):
-        Image(page).pixels(Limits(page_seconds=0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "message"), [(0.5, "page 1 of PDF .* takes longer than the limit of 0.5 seconds to draw"), (60, "takes too much memory")]
+)
+def test_a_small_file_that_unfolds_to_a_large_one_is_given_up(seconds, message):
+    """States of graphics that are kept and never taken back: seconds before anything is drawn, and 3 GB."""
+    content = zlib.compress(b"q\n" * (1 << 24))
+    data = written(content).replace(b"<< /Length", b"<< /Filter /FlateDecode /Length")
+    with pytest.raises(MediaError, match=message):
+        drawn(data, Limits(page_seconds=seconds))
 
 
 def test_a_locked_file_says_so(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pdf_file import pdf_file
 
+from pollux.media import pdfium
 from pollux.serve.retrieval.chunks import cut
 from pollux.serve.retrieval.reading import Reading, Unreadable, read
 
@@ -147,6 +148,15 @@ def test_passages_of_a_pdf_know_their_pages():
     assert [(chunk.page, chunk.text) for chunk in chunks] == [(1, "The first page\ngoes on."), (2, "The second page.")]
 
 
+def test_a_pdf_with_too_much_text_is_given_up_in_its_own_process():
+    data = pdf_file([["four"], ["five."]])
+    assert pdfium.ask("text", data, 60.0, 2, 9)[0]["pages"] == ["four", "five."]
+    with pytest.raises(pdfium.PdfError, match="more than the 8 characters"):
+        pdfium.ask("text", data, 60.0, 2, 8)
+    with pytest.raises(pdfium.PdfError, match="has 2 pages, more than the limit of 1"):
+        pdfium.ask("text", data, 60.0, 1, 9)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_text_with_a_byte_order_mark_is_read_without_it(encoding):
     assert read("Größe".encode(encoding), "text/plain").text == "Größe"
@@ -164,8 +174,9 @@ def test_text_with_a_byte_order_mark_is_read_without_it(encoding):
         (b'{"a": 1}\n{"b"', "application/jsonl", "line 2"),
         (b"[" * 500 + b"0," * 50_000 + b"0" + b"]" * 500, "application/json", "more than the 10000000 characters"),
         (b"[],\n" * 3_000_000, "application/json", "has 12000000 characters"),
-        (pdf_file([["words"]])[:300], "application/pdf", "broken, or none"),
+        (pdf_file([["words"]])[:300], "application/pdf", "PDF is broken or no PDF"),
         (pdf_file([[]]), "application/pdf", "holds no text"),
+        (pdf_file([["words"]]).removesuffix(b"%%EOF\n"), "application/pdf", "PDF is truncated"),
         (b"PK\x03\x04", "application/zip", "'application/zip' cannot be read, but plain text"),
         (b"<script>only()</script>", "text/html", "holds no text"),
     ],

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pollux.serve.retrieval import markup, pdf
+from pollux.media import pdfium
+from pollux.serve.retrieval import markup
 
 MAX_BYTES = 100 << 20  # of a document
 MAX_CHARACTERS = 10_000_000  # of its text
+_PDF_SECONDS, _MAX_PAGES = 120.0, 5_000
 READABLE = "plain text, Markdown, HTML, JSON, CSV and PDF"
 Kind = Literal["text", "markdown", "table"]
 
@@ -126,13 +128,13 @@ def _written(text: str, what: str) -> str:
 
 def _pdf(source: bytes | Path) -> Reading:
     try:
-        title, pages = pdf.read(source)
-    except pdf.BadPdf as error:
-        raise Unreadable(str(error)) from error
+        found, _ = pdfium.ask("text", source, _PDF_SECONDS, _MAX_PAGES, MAX_CHARACTERS)
+    except pdfium.PdfError as error:
+        raise Unreadable(f"the PDF {error}") from error
     starts, text = [], ""
-    for page in pages:
+    for page in found["pages"]:
         starts.append(len(text))
         text += page.replace("\0", "") + "\n\n"
     if not text.strip():
         raise Unreadable("the PDF holds no text: its pages may be pictures")
-    return Reading(text, title=title, pages=tuple(starts))
+    return Reading(text, title=found["title"], pages=tuple(starts))
