@@ -157,6 +157,7 @@ def test_no_query_has_a_special_meaning(index, query):
 
 def test_words_of_scripts_without_spaces_are_found(index):
     assert [one.chunk.text for one in index.search("日本語", None, 5)] == ["日本語の本"]
+    assert [one.chunk.text for one in index.search("あの日本語はどう。", None, 5)] == ["日本語の本"]  # a question has other words too
     assert index.search("本日", None, 5) == []
 
 

@@ -245,8 +245,15 @@ def spaced(text: str) -> str:
 
 
 def match_expression(query: str) -> str:
-    """The words of a query as an expression of FTS5 in which any of them may fit, and none has a special meaning; "" without words."""
-    terms = dict.fromkeys(spaced(term).strip() for term in _TERM.findall(query))
+    """The words of a query as an expression of FTS5 in which any of them may fit, and none has a special meaning; "" without words. In
+    scripts without spaces, where no one knows the words, every two neighbours are one."""
+    terms: dict[str, None] = {}
+    for term in _TERM.findall(query):
+        if _CHARACTER.match(term):
+            letters = [character for character in term if character.isalnum()]
+            terms |= dict.fromkeys(" ".join(letters[i : i + 2]) for i in range(max(1, len(letters) - 1)))
+        else:
+            terms[term] = None
     return " OR ".join(f'"{term}"' for term in list(terms)[:MAX_TERMS])
 
 
