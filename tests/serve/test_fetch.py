@@ -176,6 +176,7 @@ def test_a_file_that_does_not_come_in_time_is_broken_off():
     [
         (send(b"short", Content_Length=100), "broke off"),
         (redirect(""), "status 302"),
+        (redirect("http://[broken/"), "moved to what is not a URL"),
         (send(b"xx", Content_Encoding="gzip"), "compressed"),
         (lambda handler: handler.send_error(404), "status 404"),
         (lambda handler: handler.wfile.write(b"no http\r\n\r\n"), "cannot be fetched"),

@@ -20,6 +20,7 @@ from whole_server import serving
 from pollux.content import Content, Text
 from pollux.serve.access import Rules
 from pollux.serve.fetch import FetchLimits
+from pollux.serve.retrieval.chunks import MAX_CHUNKS
 from pollux.serve.server import Settings
 from pollux.serve.service import Searched
 from pollux.serve.tools.url_context import UrlContext, urls
@@ -219,6 +220,7 @@ class Site(http.server.BaseHTTPRequestHandler):
             "/fact": (200, "text/html", f"<title>Facts</title><p>{FACT}</p>"),
             "/pay": (402, "text/html", "pay"),
             "/zip": (200, "application/zip", "PK"),
+            "/long": (200, "text/markdown", "a\n\n# b\n\n" * (MAX_CHUNKS + 1)),
         }
         status, kind, text = pages.get(self.path, (404, "text/plain", "nothing"))
         self.send_response(status)
@@ -248,9 +250,9 @@ def test_pages_that_the_prompt_names_are_read(client, whole, monkeypatch):
     open_to_all = UrlContext(FetchLimits(seconds=5), allowed=lambda address: True)
     monkeypatch.setattr(whole.service.server, "tools", {**whole.service.server.tools, "url_context": open_to_all})
     with site() as base:
-        candidate = ask(client, f"see ({base}/fact), {base}/pay {base}/zip and {base}/gone.", {"url_context": {}}, FACT)
+        candidate = ask(client, f"see ({base}/fact), {base}/pay {base}/zip {base}/long and {base}/gone.", {"url_context": {}}, FACT)
     told = [(one.retrieved_url.removeprefix(base), one.url_retrieval_status.name) for one in candidate.url_context_metadata.url_metadata]
-    names = {"/fact": "SUCCESS", "/pay": "PAYWALL", "/zip": "ERROR", "/gone": "ERROR"}
+    names = {"/fact": "SUCCESS", "/pay": "PAYWALL", "/zip": "ERROR", "/long": "ERROR", "/gone": "ERROR"}
     assert told == [(path, f"URL_RETRIEVAL_STATUS_{name}") for path, name in names.items()]
     [(text, [chunk])] = checked(candidate)
     assert text == FACT and chunk.web.title == "Facts" and chunk.web.uri == f"{base}/fact"
@@ -341,7 +343,12 @@ def test_urls_are_found_in_what_the_user_said():
     turns = [
         Content("user", (Text("see https://a.example/x?y=(1), http://b.example/."), Text("HTTPS://c.example/ü"))),
         Content("model", (Text("https://model.example"),)),
-        Content("user", (Text("<https://a.example/x?y=(1)> ftp://d.example https://"),)),
+        Content(
+            "user",
+            (Text("<https://a.example/x?y=(1)> ftp://d.example https:// [it](https://e.example/owl_(bird)), 见https://f.example/页。"),),
+        ),
     ]
-    assert urls(turns) == ["https://a.example/x?y=(1", "http://b.example/", "HTTPS://c.example/ü"]
+    assert urls(turns) == [
+        *("https://a.example/x?y=(1)", "http://b.example/", "HTTPS://c.example/ü", "https://e.example/owl_(bird)", "https://f.example/页"),
+    ]
     assert len(urls([Content("user", (Text(" ".join(f"http://x/{i}" for i in range(30))),))])) == 20

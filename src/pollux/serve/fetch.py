@@ -116,8 +116,11 @@ def _get(url: str, deadline: float, limits: FetchLimits, allowed: Callable[[Addr
         path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_AS_IS)
         connection.request("GET", path, headers={"User-Agent": "pollux", "Accept-Encoding": "identity", "Connection": "close"})
         with connection.getresponse() as response:
-            if response.status in _REDIRECTS and response.headers["Location"]:
-                return urljoin(url, response.headers["Location"])
+            if response.status in _REDIRECTS and (moved := response.headers["Location"]):
+                try:
+                    return urljoin(url, moved)
+                except ValueError as error:
+                    raise FetchError(f"{_named(url)} was moved to what is not a URL: {error}") from error
             if response.status != 200:
                 raise FetchError(f"{_named(url)} answers with status {response.status}", status=response.status)
             if response.headers.get("Content-Encoding", "identity") != "identity":

@@ -20,7 +20,7 @@ MAX_URLS = 20
 MAX_BYTES = 10 << 20  # of a page
 _PASSAGES = 8  # of a page that is too long to be read as a whole
 _WORDS, _OVERLAP = 120, 0
-_URL = re.compile(r"""https?://[^\s<>"'`{}|\\^]+""", re.IGNORECASE)
+_URL = re.compile(r"""https?://[^\s<>"'`{}|\\^，。、；：！？（）「」『』【】《》“”‘’…]+""", re.IGNORECASE)
 _PREFIX = "URL_RETRIEVAL_STATUS_"
 
 
@@ -43,10 +43,14 @@ class _Fetch(ServerTool):
         addresses, end = urls(turns), time.monotonic() + self._limits.seconds
         found: list[Source] = []
         for url in addresses:
-            status, reading = self._get(url, end - time.monotonic())
+            status = "SUCCESS"
+            try:
+                found += _sources(url, self._get(url, end - time.monotonic()), sources.question(turns), room, len(addresses))
+            except FetchError as error:
+                status = "UNSAFE" if error.refused else "PAYWALL" if error.status == 402 else "ERROR"
+            except Unreadable:
+                status = "ERROR"
             self._fetched.append({"retrievedUrl": url, "urlRetrievalStatus": _PREFIX + status})
-            if reading is not None:
-                found += _sources(url, reading, sources.question(turns), room, len(addresses))
         return sources.context(found, (), room)
 
     def after(self, text: str, found: Found) -> Mapping[str, Any]:
@@ -58,25 +62,27 @@ class _Fetch(ServerTool):
             fields["grounding_metadata"] = grounding.metadata(text, [source.text for source in found.sources], chunks)
         return fields
 
-    def _get(self, url: str, seconds: float) -> tuple[str, Reading | None]:
-        """What became of it, within the seconds that are left for all pages."""
+    def _get(self, url: str, seconds: float) -> Reading:
+        """The text of a page, within the seconds that are left for all pages. Raises FetchError, Unreadable."""
         if seconds <= 0:
-            return "ERROR", None
-        try:
-            limits = dataclasses.replace(self._limits, seconds=seconds, max_bytes=min(self._limits.max_bytes, MAX_BYTES))
-            fetched = fetch(url, limits, self._allowed)
-            return "SUCCESS", read(fetched.data, fetched.mime_type or "text/html")
-        except FetchError as error:
-            return "UNSAFE" if error.refused else "PAYWALL" if error.status == 402 else "ERROR", None
-        except Unreadable:
-            return "ERROR", None
+            raise FetchError("the pages before it took all the time there was")
+        limits = dataclasses.replace(self._limits, seconds=seconds, max_bytes=min(self._limits.max_bytes, MAX_BYTES))
+        fetched = fetch(url, limits, self._allowed)
+        return read(fetched.data, fetched.mime_type or "text/html")
 
 
 def urls(turns: Sequence[content.Content]) -> list[str]:
     """The addresses in what the user said, each once, in order."""
     texts = [part.text for turn in turns if turn.role == "user" for part in turn.parts if isinstance(part, content.Text)]
-    found = (match.rstrip(".,;:!?)]*_") for text in texts for match in _URL.findall(text))
+    found = (_trimmed(match) for text in texts for match in _URL.findall(text))
     return list(dict.fromkeys(found))[:MAX_URLS]
+
+
+def _trimmed(url: str) -> str:
+    """Without the marks of the sentence around it; a bracket belongs to the address if it was opened there."""
+    while url[-1] in ".,;:!?*_" or any(url[-1] == closing and url.count(closing) > url.count(opening) for opening, closing in ("()", "[]")):
+        url = url[:-1]
+    return url
 
 
 def _sources(url: str, reading: Reading, query: str, room: Room, number: int) -> list[Source]:
