@@ -15,14 +15,15 @@ from starlette.routing import BaseRoute, Route
 from pollux.serve import files
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.file_search import imports, stores
-from pollux.serve.file_search.messages import CustomMetadata, ImportFileRequest, check_metadata, chunk_sizes
+from pollux.serve.file_search.checks import check_metadata, chunk_sizes
 from pollux.serve.listing import owner_of, page_size, store_of
 from pollux.serve.records import Record
 from pollux.serve.server import Server
 from pollux.serve.store import Store
 from pollux.serve.times import rfc3339
 from pollux.serve.wire.body import read
-from pollux.serve.wire.message import parse, to_json
+from pollux.serve.wire.file_search import ImportFileRequest
+from pollux.serve.wire.message import to_json
 
 _PAGE = 1000  # records read at a time
 _TYPE = "type.googleapis.com/google.ai.generativelanguage.v1main."
@@ -113,7 +114,7 @@ def add(
 ) -> Record:
     """The record of a new document whose bytes the store keeps as `media`; `imports.begin` is to follow. Blocks.
 
-    metadata: CustomMetadata as JSON; chunking: as `messages.chunk_sizes` gives it.
+    metadata: CustomMetadata as JSON; chunking: as `checks.chunk_sizes` gives it.
     """
     data = {
         "displayName": display_name,
@@ -132,10 +133,6 @@ def add(
 def resource(record: Record) -> str:
     """The name of a document in the API."""
     return "fileSearchStores/{}/documents/{}".format(*record.name.split("/"))
-
-
-def metadata_of(record: Record) -> tuple[CustomMetadata, ...]:
-    return tuple(parse(CustomMetadata, one)[0] for one in record.data["customMetadata"])
 
 
 def described(record: Record) -> dict[str, Any]:

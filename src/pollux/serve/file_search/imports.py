@@ -11,8 +11,8 @@ from pollux.serve.file_search import documents
 from pollux.serve.listing import store_of
 from pollux.serve.records import Record
 from pollux.serve.retrieval.chunks import cut
-from pollux.serve.retrieval.embedder import Embedder
-from pollux.serve.retrieval.index import Index, searchable
+from pollux.serve.retrieval.embedder import Embedder, embed_chunks
+from pollux.serve.retrieval.index import Index
 from pollux.serve.retrieval.reading import Unreadable, read
 from pollux.serve.server import Server
 from pollux.serve.store import Store
@@ -41,9 +41,8 @@ def resume(server: Server) -> None:
                 record = store.records.update(record, {"state": "STATE_PENDING"}) or record
             if record.data["state"] == "STATE_PENDING":
                 begin(server, record)
-        if gone := set(indexed) - {record.name for record in records}:
-            for name in gone:
-                open_index(server, parent)[0].remove(name)
+        for name in set(indexed) - {record.name for record in records}:
+            open_index(server, parent)[0].remove(name)
 
 
 def open_index(server: Server, parent: Record) -> tuple[Index, Embedder | None]:
@@ -103,10 +102,8 @@ def _indexed(server: Server, store: Store, parent: Record, record: Record) -> bo
     chunks = cut(reading, *record.data["chunking"])
     index, embedder = open_index(server, parent)
     title = record.data["displayName"] or reading.title
-    vectors = []
-    for chunk in chunks:
-        if store.closing.is_set():
-            return False
-        vectors.append(None if embedder is None else embedder.embed(searchable(title, chunk)))
+    vectors = embed_chunks(embedder, title, chunks, store.closing.is_set)
+    if vectors is None:
+        return False
     index.put(record.name, chunks, vectors, title, documents.resource(record), stamp=str(record.number))
     return True

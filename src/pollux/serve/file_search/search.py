@@ -13,6 +13,8 @@ from pollux.serve.records import Record
 from pollux.serve.retrieval import filters
 from pollux.serve.retrieval.index import Found
 from pollux.serve.server import Server
+from pollux.serve.wire.file_search import CustomMetadata
+from pollux.serve.wire.message import parse
 
 MAX_STORES = 10  # of a search
 
@@ -58,7 +60,7 @@ def search(server: Server, parents: Sequence[Record], query: str, most: int, pas
 def values_of(record: Record) -> dict[str, Any]:
     """The custom metadata of a document, as filters read them."""
     values: dict[str, filters.Value] = {}
-    for one in documents.metadata_of(record):
+    for one in (parse(CustomMetadata, given)[0] for given in record.data["customMetadata"]):
         if one.string_value is not None:
             values[one.key] = one.string_value
         elif one.string_list_value is not None:

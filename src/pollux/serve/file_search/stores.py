@@ -12,13 +12,14 @@ from starlette.routing import BaseRoute, Route
 
 from pollux.serve.errors import ApiError, invalid
 from pollux.serve.file_search import documents, imports
-from pollux.serve.file_search.messages import FileSearchStore, check_display_name
+from pollux.serve.file_search.checks import check_display_name
 from pollux.serve.listing import owner_of, page, store_of
 from pollux.serve.records import Record
 from pollux.serve.server import Server
 from pollux.serve.store import Store, new_id
 from pollux.serve.times import rfc3339
 from pollux.serve.wire.body import read
+from pollux.serve.wire.file_search import FileSearchStore
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _RANDOM = 12  # letters at the end of a name, which make it unique

@@ -8,13 +8,14 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
 from pollux.serve.file_search import documents, imports, stores
-from pollux.serve.file_search.messages import UploadToFileSearchStoreRequest, check_display_name, check_metadata, chunk_sizes
+from pollux.serve.file_search.checks import check_display_name, check_metadata, chunk_sizes
 from pollux.serve.listing import owner_of, store_of
 from pollux.serve.records import Record
 from pollux.serve.server import VERSIONS, Server
 from pollux.serve.upload_target import FileFields
 from pollux.serve.uploads import Uploads
 from pollux.serve.wire.body import decode
+from pollux.serve.wire.file_search import UploadToFileSearchStoreRequest
 from pollux.serve.wire.message import parse, to_json
 
 
