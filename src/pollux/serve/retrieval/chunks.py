@@ -65,6 +65,11 @@ def cut(reading: Reading, most_words: int = USUAL_WORDS, overlap: int = USUAL_OV
     return chunks
 
 
+def searchable(title: str, chunk: Chunk) -> str:
+    """What a chunk is found by: its text, and what it stands under."""
+    return "\n".join(dict.fromkeys(line for line in (title, chunk.heading, chunk.text) if line))
+
+
 def _end(text: str, words: list[tuple[int, int]], first: int, most: int, openings: list[int]) -> tuple[int, bool]:
     """Behind which word a chunk ends, and whether something else opens there, such as a page: before that, else at the end of a paragraph,
     line or sentence in its last half, else where it is full."""

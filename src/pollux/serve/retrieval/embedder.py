@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from pollux.content import Text
 from pollux.generate.model import Model
+from pollux.serve.retrieval.chunks import Chunk, searchable
 
 WINDOW = 500  # tokens of a text that are embedded at once
 _PROBE = "What tells two models apart is where they put this sentence: 0123456789, äöü, 日本語."
@@ -52,3 +53,15 @@ class Embedder:
         for i, start in enumerate(starts):
             if piece := text[cuts[i] : cuts[i + 1]].strip():
                 yield piece, min(self._window, len(offsets) - start)
+
+
+def embed_chunks(
+    embedder: Embedder | None, title: str, chunks: Sequence[Chunk], stopped: Callable[[], bool]
+) -> list[np.ndarray | None] | None:
+    """The vectors of the chunks of a document, None without an embedder and for those without words; None for all if it is stopped."""
+    vectors: list[np.ndarray | None] = []
+    for chunk in chunks:
+        if stopped():
+            return None
+        vectors.append(None if embedder is None else embedder.embed(searchable(title, chunk)))
+    return vectors

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from pollux.serve.retrieval.chunks import cut
-from pollux.serve.retrieval.embedder import Embedder
-from pollux.serve.retrieval.index import Found, Index, searchable
+import numpy as np
+
+from pollux.serve.retrieval.chunks import Chunk, cut
+from pollux.serve.retrieval.embedder import Embedder, embed_chunks
+from pollux.serve.retrieval.index import Found, Index
 from pollux.serve.retrieval.reading import Unreadable, read, type_of
 
 log = logging.getLogger("pollux.serve")
@@ -113,16 +115,17 @@ class FolderSearch:
 
     def _take_in(self, name: str, path: Path, uri: str, stamp: str) -> bool:
         """False if the server ends meanwhile. A file that cannot be read is remembered without chunks."""
-        chunks, vectors, title = [], [], name.rpartition("/")[2]
+        title = name.rpartition("/")[2]
+        chunks: list[Chunk] = []
+        vectors: list[np.ndarray | None] = []
         try:
             reading = read(path, type_of(path))
             chunks, title = cut(reading, _WORDS, _OVERLAP), reading.title or title
-            for chunk in chunks:
-                if self._closing:
-                    return False
-                vectors.append(None if self.embedder is None else self.embedder.embed(searchable(title, chunk)))
+            embedded = embed_chunks(self.embedder, title, chunks, lambda: self._closing)
+            if embedded is None:
+                return False
+            vectors = embedded
         except (Unreadable, OSError) as error:
-            chunks, vectors = [], []
             log.warning("%s is not searched: %s", name, error)
         except Exception:
             log.exception("%s is not searched, and is tried again", name)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pollux.serve.retrieval.chunks import UNSPACED, Chunk
+from pollux.serve.retrieval.chunks import UNSPACED, Chunk, searchable
 
 log = logging.getLogger("pollux.serve")
 
@@ -232,11 +232,6 @@ def delete(path: str | os.PathLike) -> None:
     """Remove an index that is not open, if it is there."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{os.fspath(path)}{suffix}").unlink(missing_ok=True)
-
-
-def searchable(title: str, chunk: Chunk) -> str:
-    """What a chunk is found by: its text, and what it stands under."""
-    return "\n".join(dict.fromkeys(line for line in (title, chunk.heading, chunk.text) if line))
 
 
 def spaced(text: str) -> str:
