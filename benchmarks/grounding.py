@@ -55,10 +55,8 @@ def pairs(files: dict[str, list[Chunk]], rng: random.Random) -> tuple[np.ndarray
                 sentence = changed(original, rng)
                 found = [one.chunk.text for one in index.search(sentence, None, HARD, others)]
                 found = [text for text in found if " ".join(original.split()) not in " ".join(text.split())]  # else it is no other
-                known = grounding.passages_of([chunk.text, *found])
-                for i, passage in enumerate(known):
-                    scores.append(grounding.score(sentence, passage, known))
-                    truth.append(i == 0)
+                scores += grounding.scores(sentence, [grounding.Words(text) for text in (chunk.text, *found)])
+                truth += [True] + [False] * len(found)
         index.close()
     return np.array(scores), np.array(truth)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pollux.serve.tools.grounding import MOST, joined, metadata, passages_of, score, sentences, supports
+from pollux.serve.tools.grounding import MOST, Words, joined, metadata, scores, sentences, supports
 
 OWLS = "Owls are birds of prey. Most owls hunt at night, and they turn their heads by up to 270 degrees. A group is called a parliament."
 BEES = "Honey bees dance to tell each other where flowers are. A hive holds 40,000 bees in summer."
@@ -52,8 +52,8 @@ def test_words_that_are_not_there_lower_the_confidence():
 
 
 def test_a_missing_word_that_other_passages_have_says_less_than_one_that_none_has():
-    known = passages_of(PASSAGES)
-    common, rare = (score(f"Most owls hunt at night {word}", known[0], known) for word in ("honey", "secretly"))
+    known = [Words(text) for text in PASSAGES]
+    common, rare = (scores(f"Most owls hunt at night {word}", known)[0] for word in ("honey", "secretly"))
     assert common > rare
 
 

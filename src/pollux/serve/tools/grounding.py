@@ -44,18 +44,14 @@ class Support:
 
 def supports(answer: str, passages: Sequence[str]) -> list[Support]:
     """Those that there are, in the order of the answer."""
-    known = passages_of(passages)
+    known = [Words(text) for text in passages]
     found = []
     for start, end in sentences(answer):
-        scored = ((i, confidence(score(answer[start:end], one, known))) for i, one in enumerate(known))
-        best = sorted((pair for pair in scored if pair[1] >= LEAST), key=lambda pair: (-pair[1], pair[0]))[:MOST]
+        confident = enumerate(map(confidence, scores(answer[start:end], known)))
+        best = sorted((pair for pair in confident if pair[1] >= LEAST), key=lambda pair: (-pair[1], pair[0]))[:MOST]
         if best:
             found.append(Support(start, end, tuple(best)))
     return found
-
-
-def passages_of(texts: Sequence[str]) -> list[Words]:
-    return [Words(text) for text in texts]
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
@@ -75,19 +71,24 @@ def confidence(score: float) -> float:
     return 1 / (1 + math.exp(-SLOPE * (score - MIDDLE)))
 
 
-def score(sentence: str, passage: Words, passages: Sequence[Words]) -> float:
-    """From 0, nothing in common, to 1, every word and pair of words."""
+def scores(sentence: str, passages: Sequence[Words]) -> list[float]:
+    """Of each passage, from 0, nothing in common with the sentence, to 1, every word and pair of words."""
     words = _words(sentence)
     telling = Counter(word for word in words if word not in _COMMON)
-    if sum(telling.values()) < _LEAST_WORDS:
-        return 0.0
-    if any(_is_exact(word) and word not in passage.words for word in telling):
-        return 0.0
+    if telling.total() < _LEAST_WORDS:
+        return [0.0] * len(passages)
     weights = {word: number * _weight(word, passages) for word, number in telling.items()}
-    single = sum(weight for word, weight in weights.items() if word in passage.words) / sum(weights.values())
-    pairs = list(zip(words, words[1:], strict=False))
-    double = sum(pair in passage.pairs for pair in pairs) / max(1, len(pairs))
-    return (2 * single + double) / 3
+    whole, pairs = sum(weights.values()), list(zip(words, words[1:], strict=False))
+    exact = {word for word in telling if any(character.isdigit() for character in word)}
+
+    def score(passage: Words) -> float:
+        if not exact <= passage.words:
+            return 0.0
+        single = sum(weight for word, weight in weights.items() if word in passage.words) / whole
+        double = sum(pair in passage.pairs for pair in pairs) / len(pairs)
+        return (2 * single + double) / 3
+
+    return [score(passage) for passage in passages]
 
 
 class Words:
@@ -109,10 +110,6 @@ def _stem(word: str) -> str:
         if word.endswith(ending) and len(word) - len(ending) >= 3 and word.isascii():
             return word[: -len(ending)] + ("y" if ending == "ies" else "")
     return word
-
-
-def _is_exact(word: str) -> bool:
-    return any(character.isdigit() for character in word)
 
 
 def _weight(word: str, passages: Sequence[Words]) -> float:
