@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 MAX_MEMORY = 2 << 30  # bytes
@@ -98,7 +99,8 @@ def _answer(question: str, seconds: float, limits: list[int], data: bytes) -> tu
         document = pypdfium2.PdfDocument(data)
         if _END[0] not in data[-_END[1] :]:  # PDFium would go on with the pages that it finds
             raise PdfError(f"is truncated: its end mark {_END[0].decode()} is missing")
-        return {"count": count, "text": text, "draw": draw}[question](document, *limits)
+        questions: dict[str, Callable[..., tuple[dict[str, Any], bytes]]] = {"count": count, "text": text, "draw": draw}
+        return questions[question](document, *limits)
     except PdfError as error:
         return {"error": str(error)}, b""
     except pypdfium2.PdfiumError as error:

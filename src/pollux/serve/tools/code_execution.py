@@ -5,7 +5,7 @@ In a conversation that is sent again, the parts of earlier code are read as the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,10 @@ class CodeExecution:
 
 
 class _CodeExecution(ServerTool):
+    declarations = (DECLARATION,)
+
     def __init__(self, sandbox: Sandbox):
         self._sandbox, self.seconds = sandbox, sandbox.limits.seconds
-
-    @property
-    def declarations(self) -> Sequence[Mapping[str, Any]]:
-        return (DECLARATION,)
 
     def shown(self, call: content.FunctionCall) -> tuple[Part, ...]:
         return (Part(executable_code=ExecutableCode(language=Language.PYTHON, code=_code(call))),)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pollux import content
 from pollux.serve.errors import invalid
 from pollux.serve.retrieval.folder import FolderSearch
-from pollux.serve.tools import grounding, sources
+from pollux.serve.tools import sources
 from pollux.serve.tools.tool import Context, Found, Room, ServerTool, Source
 from pollux.serve.wire.content import GoogleSearch as Asked
 from pollux.serve.wire.content import Interval
@@ -63,5 +63,4 @@ class _Search(ServerTool):
     def after(self, text: str, found: Found) -> Mapping[str, Any]:
         if not found.queries:
             return {}
-        chunks = [{"web": {"uri": source.uri, "title": source.title}} for source in found.sources]
-        return {"grounding_metadata": grounding.metadata(text, [source.text for source in found.sources], chunks, found.queries)}
+        return sources.web_grounding(text, found)

@@ -19,26 +19,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pollux.serve.tools import system_calls
+
+if TYPE_CHECKING:
+    from pollux.serve.tools.sandbox import CodeLimits
 
 NOBODY = 65534
 TICK = 0.1  # seconds
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Limits(Protocol):
-    """Those of sandbox.py that are held here."""
-
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def memory(self) -> int: ...
-    @property
-    def files(self) -> int: ...
-    @property
-    def output(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ class Sandboxed:
             if number >= 0:
                 os.close(number)
 
-    def watch(self, code: bytes, until: float, limits: Limits, ended: threading.Event) -> End:
+    def watch(self, code: bytes, until: float, limits: CodeLimits, ended: threading.Event) -> End:
         """Let it run to its end, or put an end to it. until: time.monotonic()."""
         output, why = bytearray(), ""
         begun = self._begin(code, until)
@@ -122,7 +112,7 @@ class Sandboxed:
         late = time.monotonic() >= until and bool(why) or status == 128 + signal.SIGXCPU
         return End(status, bytes(output[: limits.output]), why, late)
 
-    def pictures(self, most: int, size: int) -> dict[str, bytes]:
+    def pictures(self, limits: CodeLimits) -> dict[str, bytes]:
         """PNG files that are left in its folder; only when all is dead, so that nothing changes while it is read."""
         if self._folder < 0:
             return {}
@@ -131,9 +121,9 @@ class Sandboxed:
             with contextlib.suppress(OSError):  # a link, or a file that its owner may not read
                 with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._folder), "rb") as file:
                     about = os.fstat(file.fileno())
-                    if stat.S_ISREG(about.st_mode) and about.st_size <= size and (data := file.read()).startswith(_PNG):
+                    if stat.S_ISREG(about.st_mode) and about.st_size <= limits.picture_size and (data := file.read()).startswith(_PNG):
                         found[name] = data
-            if len(found) == most:
+            if len(found) == limits.pictures:
                 break
         return found
 
@@ -150,11 +140,11 @@ class Sandboxed:
             self._first_pid = told["child-pid"]
             self._control.sendall(code)
             self._control.shutdown(socket.SHUT_WR)
-        except (OSError, TimeoutError):
+        except OSError:
             return False
         return True
 
-    def _too_much(self, limits: Limits) -> str:
+    def _too_much(self, limits: CodeLimits) -> str:
         """What there is too much of, "" for nothing."""
         about = os.fstatvfs(self._folder)
         if about.f_files - about.f_ffree > limits.files:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pollux import content
+from pollux.serve.tools import grounding
 from pollux.serve.tools.tool import Context, Found, Room, Source
 
 MAX_QUERY = 1000  # characters
@@ -39,6 +41,12 @@ def context(sources: Iterable[Source], queries: tuple[str, ...], room: Room) -> 
     if not shown:
         return Context("", Found(queries=queries)) if queries else None
     return Context(_OPENING + "".join(texts), Found(tuple(shown), queries))
+
+
+def web_grounding(text: str, found: Found) -> dict[str, Any]:
+    """grounding_metadata of an answer that rests on pages."""
+    chunks = [{"web": {"uri": source.uri, "title": source.title}} for source in found.sources]
+    return {"grounding_metadata": grounding.metadata(text, [source.text for source in found.sources], chunks, found.queries)}
 
 
 def _cut(text: str, tokens: int, room: Room) -> str:

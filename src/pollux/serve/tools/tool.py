@@ -75,14 +75,11 @@ class ServerTool:
     """A tool in one request. Its methods block, and may be called on any thread, one at a time.
 
     seconds: the most that `run` may take; later its outcome is not waited for.
+    declarations: functions that the model may call, {"name", "description", "parameters"}; none if it works before the answer only.
     """
 
     seconds: float = 60.0
-
-    @property
-    def declarations(self) -> Sequence[Mapping[str, Any]]:
-        """The functions that the model may call, {"name", "description", "parameters"}; none if it works before the answer only."""
-        return ()
+    declarations: Sequence[Mapping[str, Any]] = ()
 
     def shown(self, call: content.FunctionCall) -> tuple[Part, ...]:
         """How the client sees a call; not as a functionCall, which would ask it to answer."""

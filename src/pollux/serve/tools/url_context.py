@@ -13,7 +13,7 @@ from pollux.serve.fetch import Address, FetchError, FetchLimits, fetch, is_publi
 from pollux.serve.retrieval.chunks import cut
 from pollux.serve.retrieval.index import Index
 from pollux.serve.retrieval.reading import Reading, Unreadable, read
-from pollux.serve.tools import grounding, sources
+from pollux.serve.tools import sources
 from pollux.serve.tools.tool import Context, Found, Room, ServerTool, Source
 
 MAX_URLS = 20
@@ -57,10 +57,7 @@ class _Fetch(ServerTool):
         if not self._fetched:
             return {}
         fields: dict[str, Any] = {"url_context_metadata": {"urlMetadata": self._fetched}}
-        if found.sources:
-            chunks = [{"web": {"uri": source.uri, "title": source.title}} for source in found.sources]
-            fields["grounding_metadata"] = grounding.metadata(text, [source.text for source in found.sources], chunks)
-        return fields
+        return fields | (sources.web_grounding(text, found) if found.sources else {})
 
     def _get(self, url: str, seconds: float) -> Reading:
         """The text of a page, within the seconds that are left for all pages. Raises FetchError, Unreadable."""
