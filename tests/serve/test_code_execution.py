@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import ssl
 import warnings
 from pathlib import Path
@@ -13,6 +12,7 @@ from calling_model import AGAIN, LATE, PNG, WEATHER, WITH_CODE, calling_model, u
 from google import genai
 from google.genai import errors, types
 from small_model import running
+from small_sandbox import needs_bubblewrap
 from stored_server import serving, until
 from watched_engine import WatchedEngine
 
@@ -27,9 +27,7 @@ from pollux.tokens.calls import declare
 from pollux.tokens.config import TokensConfig
 from pollux.tokens.interleave import encode
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="code is run by bubblewrap, which is not here (Debian: apt install bubblewrap)"
-)
+pytestmark = needs_bubblewrap
 CODE = types.Tool(code_execution=types.ToolCodeExecution())
 QUESTION = "what is 6 times 7?"
 BODY = {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}], "tools": [{"codeExecution": {}}]}
