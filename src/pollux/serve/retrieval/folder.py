@@ -3,6 +3,7 @@ change."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -97,25 +98,21 @@ class FolderSearch:
                 self._changed.notify_all()
 
     def _refresh(self) -> None:
-        """Bring the index to what is in the folder."""
-        known, seen = self._index.documents(), set()
+        """Bring the index to what is in the folder; first of all, what is no longer there is not found any more."""
+        known, there = self._index.documents(), dict[str, tuple[Path, str]]()
         for path in self._files():
-            given = os.fsencode(path.relative_to(self.folder))
-            name = given.decode(errors="backslashreplace")
-            try:
+            with contextlib.suppress(OSError):  # it has just gone
                 status = path.stat()
-            except OSError:  # it has just gone
-                continue
-            seen.add(name)
-            stamp = f"{status.st_mtime_ns}:{status.st_size}:{status.st_ino}"
-            if known.get(name) != stamp and not self._take_in(name, path, self.base + quote(given), stamp):
-                return
-        for name in known.keys() - seen:
+                there[_text(os.fsencode(path))] = path, f"{status.st_mtime_ns}:{status.st_size}:{status.st_ino}"
+        for name in known.keys() - there.keys():
             self._index.remove(name)
+        for name, (path, stamp) in there.items():
+            if known.get(name) != stamp and not self._take_in(name, path, stamp):
+                return
 
-    def _take_in(self, name: str, path: Path, uri: str, stamp: str) -> bool:
+    def _take_in(self, name: str, path: Path, stamp: str) -> bool:
         """False if the server ends meanwhile. A file that cannot be read is remembered without chunks."""
-        title = name.rpartition("/")[2]
+        title = _text(os.fsencode(path.name))
         chunks: list[Chunk] = []
         vectors: list[np.ndarray | None] = []
         try:
@@ -130,7 +127,7 @@ class FolderSearch:
         except Exception:
             log.exception("%s is not searched, and is tried again", name)
             return True
-        self._index.put(name, chunks, vectors, title, uri, stamp)
+        self._index.put(name, chunks, vectors, title, self.base + quote(os.fsencode(path.relative_to(self.folder))), stamp)
         return True
 
     def _files(self) -> Iterator[Path]:
@@ -141,3 +138,8 @@ class FolderSearch:
                 path = Path(directory, name)
                 if not name.startswith(".") and type_of(path) and path.is_file() and not path.is_symlink():
                     yield path
+
+
+def _text(name: bytes) -> str:
+    """A name of a file, which may be in no encoding."""
+    return name.decode(errors="backslashreplace")
