@@ -54,7 +54,7 @@ class Limits:
     max_bytes: int = 1 << 31  # of a file, of the frames taken from one clip, and of a decoded track at its own rate
     max_frames: int = 250_000  # of a video, all of them, not only those taken
     max_pages: int = 1000  # of a PDF
-    page_seconds: float = 5.0  # to draw one of them
+    page_seconds: float = 5.0  # of a processor, to draw one of them
 
 
 DEFAULT_LIMITS = Limits()
