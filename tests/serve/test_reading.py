@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,16 @@ def test_scripts_without_spaces_are_cut_too():
     text = "吾輩は猫である。名前はまだ無い。" * 20
     chunks = cut(Reading(text), 50, 0)
     assert "".join(chunk.text for chunk in chunks) == text and all(len(chunk.text) <= 50 for chunk in chunks)
+
+
+def test_cutting_takes_few_bytes_for_each_character():
+    text = "あ" * 300_000
+    tracemalloc.start()
+    try:
+        cut(Reading(text))
+        assert tracemalloc.get_traced_memory()[1] < 50 * len(text)
+    finally:
+        tracemalloc.stop()
 
 
 def test_of_a_web_page_only_what_is_seen_is_read():
@@ -173,6 +184,7 @@ def test_text_with_a_byte_order_mark_is_read_without_it(encoding):
         (b"[" * 100_000, "application/json", "is not JSON"),
         (b'{"a": 1}\n{"b"', "application/jsonl", "line 2"),
         (b"[" * 500 + b"0," * 50_000 + b"0" + b"]" * 500, "application/json", "more than the 10000000 characters"),
+        ((b"[" * 500 + b"0," * 2_000 + b"0" + b"]" * 500 + b"\n") * 20, "application/jsonl", "has more than the 10000000 characters"),
         (b"[],\n" * 3_000_000, "application/json", "has 12000000 characters"),
         (pdf_file([["words"]])[:300], "application/pdf", "PDF is broken or no PDF"),
         (pdf_file([[]]), "application/pdf", "holds no text"),

@@ -6,6 +6,7 @@ between two chunks is white space only, so that no word is lost.
 
 from __future__ import annotations
 
+import array
 import bisect
 import re
 from dataclasses import dataclass
@@ -43,15 +44,18 @@ def cut(reading: Reading, most_words: int = USUAL_WORDS, overlap: int = USUAL_OV
     if not 0 <= overlap <= most_words // 2:
         raise ValueError(f"chunks of {most_words} words may overlap by 0 to {most_words // 2} words, not {overlap}")
     text = reading.text
-    words = [match.span() for match in _WORD.finditer(text)]
+    starts, stops = array.array("l"), array.array("l")  # of words, of which there may be millions
+    for match in _WORD.finditer(text):
+        starts.append(match.start())
+        stops.append(match.end())
     headings, openings = _headings(reading)
     openings = sorted({*openings, *reading.pages})
     heading_starts = [start for start, _ in headings]
     chunks: list[Chunk] = []
     first, last_byte, last_start = 0, 0, 0
-    while first < len(words):
-        end, opens = _end(text, words, first, min(first + most_words, len(words)), openings)
-        start, stop = words[first][0], words[end - 1][1]
+    while first < len(starts):
+        end, opens = _end(text, starts, stops, first, min(first + most_words, len(starts)), openings)
+        start, stop = starts[first], stops[end - 1]
         last_byte += len(text[last_start:start].encode())
         last_start = start
         passage = text[start:stop]
@@ -61,7 +65,7 @@ def cut(reading: Reading, most_words: int = USUAL_WORDS, overlap: int = USUAL_OV
         chunks.append(Chunk(passage, start, stop, last_byte, last_byte + len(passage.encode()), heading, page))
         if len(chunks) > MAX_CHUNKS:
             raise Unreadable(f"the document has more than {MAX_CHUNKS} chunks; make them larger, or cut the document in parts")
-        first = end if opens or end == len(words) else max(end - overlap, first + 1)
+        first = end if opens or end == len(starts) else max(end - overlap, first + 1)
     return chunks
 
 
@@ -70,21 +74,21 @@ def searchable(title: str, chunk: Chunk) -> str:
     return "\n".join(dict.fromkeys(line for line in (title, chunk.heading, chunk.text) if line))
 
 
-def _end(text: str, words: list[tuple[int, int]], first: int, most: int, openings: list[int]) -> tuple[int, bool]:
+def _end(text: str, starts: array.array, stops: array.array, first: int, most: int, openings: list[int]) -> tuple[int, bool]:
     """Behind which word a chunk ends, and whether something else opens there, such as a page: before that, else at the end of a paragraph,
     line or sentence in its last half, else where it is full."""
-    behind = bisect.bisect_right(openings, words[first][0])
+    behind = bisect.bisect_right(openings, starts[first])
     if behind < len(openings):
-        opening = bisect.bisect_left(words, (openings[behind], 0))
+        opening = bisect.bisect_left(starts, openings[behind])
         if opening <= most:
             return opening, True
-    if most == len(words):
+    if most == len(starts):
         return most, False
     best, value = most, 0
     for end in range(first + (most - first) // 2 + 1, most + 1):
-        between = text[words[end - 1][1] : words[end][0]]
+        between = text[stops[end - 1] : starts[end]]
         worth = 3 if between.count("\n") > 1 else 2 if "\n" in between else 0
-        if not worth and between and _SENTENCE_END.search(text[slice(*words[end - 1])]):
+        if not worth and between and _SENTENCE_END.search(text[starts[end - 1] : stops[end - 1]]):
             worth = 1
         if worth and worth >= value:
             best, value = end, worth

@@ -10,6 +10,7 @@ import codecs
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,9 +72,9 @@ def read(source: bytes | Path, mime_type: str) -> Reading:
         return _checked(Reading(page.text, title=page.title))
     text = _decoded(data)
     if name in _LINES_OF_JSON:
-        return _checked(Reading("\n".join(_written(line, f"line {i}") for i, line in enumerate(text.splitlines(), 1) if line.strip())))
+        return _checked(Reading(_written((f"line {i}", line) for i, line in enumerate(text.splitlines(), 1) if line.strip())))
     if name == "json" or name.endswith("+json"):
-        return _checked(Reading(_written(text, "it")))
+        return _checked(Reading(_written([("it", text)])))
     if name in ("markdown", "x-markdown"):
         heading = re.search(r"^#[ \t]+(\S.*)$", text, re.MULTILINE)
         return _checked(Reading(text, "markdown", heading[1].strip() if heading else ""))
@@ -108,22 +109,23 @@ def _decoded(data: bytes, charset: str = "") -> str:
     return text
 
 
-def _written(text: str, what: str) -> str:
-    """JSON with a line for every value, and its characters as they are."""
-    try:
-        pieces, size = [], 0
-        for piece in json.JSONEncoder(ensure_ascii=False, indent=1).iterencode(json.loads(text)):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_CHARACTERS:  # what is nested deeply is indented far
-                raise Unreadable(f"the document has more than the {MAX_CHARACTERS} characters of text that can be read")
-        written = "".join(pieces)
-        written.encode()
-    except Unreadable:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"the document is not JSON: {what} cannot be read, {str(error) or 'it is nested too deeply'}") from error
-    return written
+def _written(values: Iterable[tuple[str, str]]) -> str:
+    """Values in JSON, each behind what to call it, with a line for every value in them, and their characters as they are."""
+    encoder, pieces, size = json.JSONEncoder(ensure_ascii=False, indent=1), list[str](), 0
+    for what, text in values:
+        try:
+            for piece in encoder.iterencode(json.loads(text)):
+                piece.encode()
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_CHARACTERS:  # what is nested deeply is indented far
+                    break
+        except (ValueError, RecursionError) as error:
+            raise Unreadable(f"the document is not JSON: {what} cannot be read, {str(error) or 'it is nested too deeply'}") from error
+        if size > MAX_CHARACTERS:
+            raise Unreadable(f"the document has more than the {MAX_CHARACTERS} characters of text that can be read")
+        pieces.append("\n")
+    return "".join(pieces).removesuffix("\n")
 
 
 def _pdf(source: bytes | Path) -> Reading:
