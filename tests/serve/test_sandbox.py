@@ -167,6 +167,17 @@ def test_several_run_beside_each_other_and_leave_no_descriptor_or_process(sandbo
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_who_has_no_home_has_a_sandbox(monkeypatch):
+    """As in containers whose user is a mere number."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    Sandbox()
+
+
 def test_without_bubblewrap_the_start_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="apt install bubblewrap"):

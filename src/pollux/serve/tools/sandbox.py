@@ -89,7 +89,7 @@ class Sandbox:
             self._seen[prefix] = "/python"
         self._interpreter = str(Path("/python") / interpreter.relative_to(prefix) if prefix in self._seen else interpreter)
         places = {**self._seen, _USR: str(_USR)}
-        hidden = [path.resolve() for path in (*hidden, Path.home())]
+        hidden = [path.resolve() for path in (*hidden, Path(os.path.expanduser("~")))]  # not Path.home(), which fails if there is none
         self._covered = {
             path: str(Path(place) / path.relative_to(root))
             for path in hidden
