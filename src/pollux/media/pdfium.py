@@ -111,7 +111,8 @@ def _answer(question: str, seconds: float, limits: list[int], data: bytes) -> tu
 def _main() -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    with contextlib.suppress(ValueError):  # macOS keeps no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     question, seconds, *limits = sys.argv[1:]
     answer, pixels = _answer(question, float(seconds), [int(limit) for limit in limits], sys.stdin.buffer.read())
     sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + pixels)
