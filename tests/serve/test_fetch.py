@@ -64,6 +64,11 @@ def redirect(url):
     return answer
 
 
+def test_a_file_comes_with_its_charset():
+    with answering(PUBLIC, send(b"text", "text/html; q=1; charset=KOI8-R")) as (address, _):
+        assert fetch(address, allowed=only_public).charset == "koi8-r"
+
+
 def test_a_file_comes_with_its_type():
     with answering(PUBLIC, send(b"pixels", "Image/PNG; q=1")) as (address, asked):
         assert fetch(f"{address}/a.png?x=1", allowed=only_public) == Fetched(b"pixels", "image/png", f"{address}/a.png?x=1")

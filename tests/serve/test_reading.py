@@ -103,6 +103,11 @@ def test_the_charset_of_a_web_page_counts():
     assert "Grüße" in read("<meta charset=iso-8859-1><p>Grüße".encode("latin-1"), "text/html").text
 
 
+@pytest.mark.parametrize("mime_type", ["text/html; charset=ISO-8859-1", 'text/plain;charset="iso-8859-1"'])
+def test_the_charset_of_the_type_counts_before_that_of_the_page(mime_type):
+    assert "Grüße" in read("<meta charset=koi8-r>Grüße".encode("latin-1"), mime_type).text
+
+
 def test_markup_that_never_ends_is_read_in_one_pass():
     depth = 200_000
     assert read(b"<b>" * depth + b"deep" + b"</i>" * depth, "text/html").text == "deep"

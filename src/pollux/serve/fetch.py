@@ -54,11 +54,12 @@ class FetchLimits:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file as it came. mime_type: as the server called it, without parameters, "" if it did not."""
+    """A file as it came. mime_type: as the server called it, without parameters, "" if it did not; charset: what it said of that."""
 
     data: bytes
     mime_type: str
     url: str  # after redirects
+    charset: str = ""
 
 
 def is_public(address: Address) -> bool:
@@ -126,7 +127,8 @@ def _get(url: str, deadline: float, limits: FetchLimits, allowed: Callable[[Addr
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise FetchError(f"{_named(url)} is sent compressed, though that was not asked for")
             data = _read(url, response, limits)
-            return Fetched(data, response.headers.get("Content-Type", "").partition(";")[0].strip().lower(), url)
+            mime_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            return Fetched(data, mime_type, url, response.headers.get_content_charset(""))
 
 
 @dataclass(eq=False)

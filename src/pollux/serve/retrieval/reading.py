@@ -29,8 +29,9 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (code
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 # Those of the web; others that Python knows, such as punycode, are no encodings of texts or take forever.
-_CHARSETS = rb"us-ascii|iso-8859-\d+|iso-2022-jp|windows-\d+|koi8-[ru]|gbk|gb2312|gb18030|big5|euc-jp|euc-kr|shift_jis|macintosh"
-_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?(%b)\b""" % _CHARSETS, re.IGNORECASE)
+_CHARSETS = r"utf-?8|us-ascii|iso-8859-\d+|iso-2022-jp|windows-\d+|koi8-[ru]|gbk|gb2312|gb18030|big5|euc-jp|euc-kr|shift_jis|macintosh"
+_CHARSET = rf"""charset\s*=\s*["']?({_CHARSETS})\b"""
+_SAID, _WRITTEN = (re.compile(before + _CHARSET, re.IGNORECASE) for before in (";\\s*", "<meta[^>]{0,200}?"))
 _TEXTS = ("xml", "yaml", "x-yaml", "javascript", "typescript", "x-python", "x-sh", "sql", "toml", "x-tex", "rtf")
 _LINES_OF_JSON = ("jsonl", "x-ndjson", "ndjson", "x-jsonlines", "jsonlines")
 _SUFFIXES = {
@@ -55,7 +56,7 @@ class Reading:
 
 
 def read(source: bytes | Path, mime_type: str) -> Reading:
-    """Blocks. Raises Unreadable."""
+    """mime_type: its charset counts, if it is one of the web. Blocks. Raises Unreadable."""
     kind, _, name = mime_type.partition(";")[0].strip().lower().partition("/")
     size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
     if size > MAX_BYTES:
@@ -66,11 +67,12 @@ def read(source: bytes | Path, mime_type: str) -> Reading:
     if not is_text:
         raise Unreadable(f"documents of the type {mime_type or 'unknown'!r:.80} cannot be read, but {READABLE}")
     data = source if isinstance(source, bytes) else source.read_bytes()
-    if name in ("html", "xhtml+xml"):
-        found = _CHARSET.search(data[:2048])
-        page = markup.visible(_decoded(data, found[1].decode() if found else ""))
+    is_page = name in ("html", "xhtml+xml")
+    said = _SAID.search(mime_type) or (_WRITTEN.search(data[:2048].decode("latin-1")) if is_page else None)
+    text = _decoded(data, said[1] if said else "utf-8")
+    if is_page:
+        page = markup.visible(text)
         return _checked(Reading(page.text, title=page.title))
-    text = _decoded(data)
     if name in _LINES_OF_JSON:
         return _checked(Reading(_written((f"line {i}", line) for i, line in enumerate(text.splitlines(), 1) if line.strip())))
     if name == "json" or name.endswith("+json"):
@@ -96,12 +98,12 @@ def _checked(reading: Reading) -> Reading:
     return reading
 
 
-def _decoded(data: bytes, charset: str = "") -> str:
+def _decoded(data: bytes, charset: str) -> str:
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "")
     try:
-        text = data.decode(encoding or charset or "utf-8")
+        text = data.decode(encoding or charset)
     except (UnicodeDecodeError, LookupError) as error:
-        raise Unreadable(f"the document is no text in UTF-8: {error}") from error
+        raise Unreadable(f"the document is no text in {charset.upper()}: {error}") from error
     if len(text) > MAX_CHARACTERS:
         raise Unreadable(f"the document has {len(text)} characters, more than the {MAX_CHARACTERS} that can be read")
     if "\0" in text:

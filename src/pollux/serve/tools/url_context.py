@@ -65,7 +65,7 @@ class _Fetch(ServerTool):
             raise FetchError("the pages before it took all the time there was")
         limits = dataclasses.replace(self._limits, seconds=seconds, max_bytes=min(self._limits.max_bytes, MAX_BYTES))
         fetched = fetch(url, limits, self._allowed)
-        return read(fetched.data, fetched.mime_type or "text/html")
+        return read(fetched.data, f"{fetched.mime_type or 'text/html'};charset={fetched.charset}")
 
 
 def urls(turns: Sequence[content.Content]) -> list[str]:
