@@ -15,6 +15,8 @@ from stored_server import program, serving, until
 from whole_server import serving as serving_keys
 
 from pollux.serve.access import Rules
+from pollux.serve.errors import ApiError
+from pollux.serve.file_search import imports
 from pollux.serve.file_search.search import open_stores, search
 from pollux.serve.retrieval.filters import parse
 from pollux.serve.server import Served, Settings
@@ -183,6 +185,24 @@ def test_only_documents_that_pass_the_filter_are_found(client, running, store):
         upload(client, store, f"fox of {year}".encode(), custom_metadata=[{"key": "year", "numeric_value": year}])
     found = passages(running, store, "fox", passes=parse("year > 1995 AND NOT year = 2010"))
     assert [one.found.chunk.text for one in found] == ["fox of 2000"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_store_that_is_deleted_while_it_is_searched_is_not_there(client, running, monkeypatch, after):
+    store = client.file_search_stores.create(config={"display_name": "short-lived"})
+    upload(client, store)
+    opened = imports.open_index
+
+    def deleting(server, parent):
+        index = opened(server, parent) if after else None
+        client.file_search_stores.delete(name=store.name, config={"force": True})
+        return index or opened(server, parent)
+
+    monkeypatch.setattr(imports, "open_index", deleting)
+    with pytest.raises(ApiError) as caught:
+        passages(running, store, "fox")
+    assert caught.value.code == 403
+    assert not list(running.store.indexes.folder.glob("short-lived*"))
 
 
 def test_the_vectors_are_those_of_the_model(client, running, store):

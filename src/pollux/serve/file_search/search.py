@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,25 +37,36 @@ def open_stores(server: Server, names: Sequence[str], owner: str) -> list[Record
 
 
 def search(server: Server, parents: Sequence[Record], query: str, most: int, passes: filters.Filter | None = None) -> list[Passage]:
-    """The best chunks of all documents that are ready and pass the filter, the best first. Blocks.
+    """The best chunks of all documents that are ready and pass the filter, the best first. Blocks. Raises ApiError 403 for a store that is
+    deleted meanwhile.
 
     Scores of different stores are comparable: they are made of ranks.
     """
     store = store_of(server)
     found: list[Passage] = []
     for parent in parents:
-        ready = {
-            record.name: record
-            for record in documents.all_of(store, parent)
-            if record.data["state"] == "STATE_ACTIVE" and (passes is None or passes(values_of(record)))
-        }
-        if not ready:
-            continue
-        index, embedder = imports.open_index(server, parent)
-        vector = None if embedder is None else embedder.embed(query)
-        for one in index.search(query, vector, most, ready):
-            found.append(Passage(one, f"fileSearchStores/{parent.name}", ready[one.document]))
+        try:
+            found += _in_store(server, parent, query, most, passes)
+        except sqlite3.Error:
+            if store.records.get("file_search_store", parent.name) is not None:
+                raise
+        if store.records.get("file_search_store", parent.name) is None:
+            store.indexes.delete(parent.name)  # which the search may have made anew
+            raise stores.no_store(parent.name)
     return sorted(found, key=lambda passage: -passage.found.score)[:most]
+
+
+def _in_store(server: Server, parent: Record, query: str, most: int, passes: filters.Filter | None) -> list[Passage]:
+    ready = {
+        record.name: record
+        for record in documents.all_of(store_of(server), parent)
+        if record.data["state"] == "STATE_ACTIVE" and (passes is None or passes(values_of(record)))
+    }
+    if not ready:
+        return []
+    index, embedder = imports.open_index(server, parent)
+    vector = None if embedder is None else embedder.embed(query)
+    return [Passage(one, f"fileSearchStores/{parent.name}", ready[one.document]) for one in index.search(query, vector, most, ready)]
 
 
 def values_of(record: Record) -> dict[str, Any]:

@@ -62,9 +62,13 @@ def find(store: Store, name: str, owner: str) -> Record:
         raise invalid(f"fileSearchStores/{name:.80} is no name of a store: it has up to 40 lower-case letters, digits and dashes within")
     record = store.records.get("file_search_store", name)
     if record is None or record.owner != owner:
-        message = f"You do not have permission to access the FileSearchStore fileSearchStores/{name} or it may not exist."
-        raise ApiError(403, "PERMISSION_DENIED", message)
+        raise no_store(name)
     return record
+
+
+def no_store(name: str) -> ApiError:
+    message = f"You do not have permission to access the FileSearchStore fileSearchStores/{name} or it may not exist."
+    return ApiError(403, "PERMISSION_DENIED", message)
 
 
 def described(store: Store, record: Record) -> dict[str, Any]:
