@@ -30,9 +30,7 @@ SEALS = Source("notes/seals.md#:~:text=seals", "Seals", "Grey seals sleep under 
 PENGUINS = Source("https://birds.example/penguins", "Penguins", "Penguins swim in cold water and never fly.")
 LOOK_UP = "what do they do?"
 # Letters of several bytes, emphasis around a supported span, code within one, and a sentence that nothing supports.
-LOOKED_UP = (
-    "Schön – so ist’s! **The barn owl hunts `voles` in fields at night.** Who knows? Grey seals sleep under water near the coast."
-)
+LOOKED_UP = "Schön – so ist’s! **The barn owl hunts `voles` in fields at night.** Who knows? Grey seals sleep under water near the coast."
 PAGE = "http://127.0.0.1:9/x"
 
 
