@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from calling_model import PICTURE, WITH_CODE, says, taught, user
+from thinking_model import thinking_model
 from visit import browser, needs_browser, visit
 from whole_server import serving
 
@@ -29,9 +30,7 @@ SEALS = Source("notes/seals.md#:~:text=seals", "Seals", "Grey seals sleep under 
 PENGUINS = Source("https://birds.example/penguins", "Penguins", "Penguins swim in cold water and never fly.")
 LOOK_UP = "what do they do?"
 # Letters of several bytes, emphasis around a supported span, code within one, and a sentence that nothing supports.
-LOOKED_UP = (
-    "Schön – so ist’s! **The barn owl hunts `voles` in fields at night.** Who knows why? Grey seals sleep under water near the coast."
-)
+LOOKED_UP = "Schön – so ist’s! **The barn owl hunts `voles` in fields at night.** Who knows? Grey seals sleep under water near the coast."
 PAGE = "http://127.0.0.1:9/x"
 
 
@@ -169,6 +168,18 @@ def test_a_page_that_was_not_read_is_said_and_switches_are_part_of_the_code(page
     assert "tools=[types.Tool(google_search=types.GoogleSearch()),types.Tool(url_context=types.UrlContext()),]" in python
     sent = page.code("curl").split("<<JSON\n")[1].removesuffix("\nJSON\n").removesuffix("\nJSON")
     assert json.loads(sent)["tools"] == [{"googleSearch": {}}, {"urlContext": {}}]
+
+
+def test_thoughts_are_folded_away_and_keep_to_their_budget(here, tmp_path):
+    with serving(tmp_path, model=thinking_model()) as thinks, visit(thinks, here[1]) as page:
+        page.click("#open-settings")
+        page.click("#includeThoughts")
+        page.click("#close-settings")
+        page.set(thinkingBudget="9", maxOutputTokens="40", seed="3")
+        page.ask("hello")
+        assert page.text(".turn.model summary") == "Thoughts" and not page.evaluate("document.querySelector('.thought').open")
+        assert page.figures()["thinking"] == "9"
+        assert "thinking_config=types.ThinkingConfig(include_thoughts=True, thinking_budget=9)" in page.code()
 
 
 @needs_sandbox

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pollux.generate import thoughts
 from pollux.generate.grammar import Grammar
 from pollux.generate.sampler import SamplerState, advance, sample
 from pollux.model.cache import Cache
@@ -43,6 +44,7 @@ class State:
     token: Array  # int32 [B], to be fed next
     position: Array  # int32 [R], where it goes; unconditional rows count their own
     drawing: Array  # int32 [B], see grammar.py
+    thinking: Array  # int32 [B], see thoughts.py
     left: Array  # int32 [B], tokens still to draw; 0 = the row has ended
     guidance: Array  # float32 [B, 1]
     excluded: Array  # int32 [B, E], ids that a row must not write outside a drawing; V where there is none
@@ -59,6 +61,7 @@ class Written:
     top_ids: Array  # int32 [B, n, TOP], best first
     top_logprobs: Array  # float32 [B, n, TOP]
     drawing: Array  # int32 [B], as in State, after it
+    thinking: Array
     position: Array  # int32 [R]
     origins: Array | None = None  # int32 [B, n], see speculate.py
 
@@ -98,6 +101,7 @@ def decode(
             sampler=advance(state.sampler, drawn, active & (drawn < grammar.first_code)),
             token=jnp.where(active, drawn, state.token),
             drawing=jnp.where(active, grammar.follow(state.drawing, drawn), state.drawing),
+            thinking=jnp.where(active, thoughts.follow(grammar, state.thinking, drawn), state.thinking),
             left=left,
         )
         now = jnp.where(active, drawn, -1), logprob, *jax.lax.cond(top, _most_probable, _none, scores)
@@ -110,12 +114,12 @@ def decode(
         jnp.zeros((rows, CHUNK, TOP), jnp.float32),
     )
     _, state, columns = jax.lax.while_loop(running, body, (jnp.int32(0), state, columns))
-    return state, Written(*columns, state.drawing, state.position)
+    return state, Written(*columns, state.drawing, state.thinking, state.position)
 
 
 def allowed_scores(grammar: Grammar, state: State, scores: Array) -> Array:
     """Logits [B, V] with -inf for what may not come next."""
-    scores = jnp.where(grammar.allowed(state.drawing), scores, -jnp.inf)
+    scores = jnp.where(grammar.allowed(state.drawing) & thoughts.allowed(grammar, state.thinking), scores, -jnp.inf)
     bits = (state.allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     left = bits.reshape(len(scores), -1)[:, : scores.shape[1]] > 0
     scores = jnp.where(left | (state.drawing > 0)[:, None], scores, -jnp.inf)

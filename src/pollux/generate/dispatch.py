@@ -123,6 +123,7 @@ class Dispatcher:
             token=_column([row.pending for row in rows], size),
             position=position,
             drawing=_column([row.drawing for row in rows], size),
+            thinking=_column([row.thinking for row in rows], size),
             left=_column([row.longest - row.length for row in rows], size),
             guidance=np.array([[row.sampling.guidance] for row in rows] + [[1.0]] * spare, np.float32),
             excluded=excluded_ids(rows, spare, vocab_size),
@@ -238,14 +239,16 @@ class Words:
 def landed(flight: Flight) -> Iterator[tuple[Row, Words]]:
     """Wait for a dispatch; rows follow it."""
     written = flight.written
-    ids, logprobs, drawing, position = (np.asarray(x).tolist() for x in (written.ids, written.logprobs, written.drawing, written.position))
+    ids, logprobs, drawing, thinking, position = (
+        np.asarray(x).tolist() for x in (written.ids, written.logprobs, written.drawing, written.thinking, written.position)
+    )
     origins = None if written.origins is None else np.asarray(written.origins).tolist()
     some = any(map(wants_top, flight.rows))
     top = [np.asarray(x).tolist() for x in (written.top_ids, written.top_logprobs)] if some else None
     half = len(ids)
     for i, row in enumerate(flight.rows):
         number = ids[i].index(-1) if -1 in ids[i] else len(ids[i])
-        row.drawing = drawing[i]
+        row.drawing, row.thinking = drawing[i], thinking[i]
         if flight.kind.guided:
             row.unconditional_position = position[half + i]
         wanted = row.job.request.top_logprobs

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from pollux.generate.constrain import GrammarConstraint
+from pollux.generate.constrained_thoughts import Thoughtful
 from pollux.tokens.calls import QUOTE
 from pollux.tokens.vocabulary import Vocabulary
 
@@ -28,7 +29,7 @@ class Ending:
     Where the answer may end at once, as in free text between calls, nothing is done.
     """
 
-    def __init__(self, inner: GrammarConstraint, vocabulary: Vocabulary, vocab_size: int, most: int):
+    def __init__(self, inner: GrammarConstraint | Thoughtful, vocabulary: Vocabulary, vocab_size: int, most: int):
         self._inner, self._order, self._stops = inner, _order(vocabulary, vocab_size), frozenset(vocabulary.stops)
         self._most, self._left, self._look_at = most, most, most
         self._way: list[int] = []
@@ -106,7 +107,7 @@ def _order(vocabulary: Vocabulary, vocab_size: int) -> np.ndarray:
             order[i] = _rank(text)
         for i in vocabulary.special_ids:
             order[i] = 9 << 16
-        for name, rank in ((QUOTE, 1), ("</call>", 2)):
+        for name, rank in (("</thought>", 0), (QUOTE, 1), ("</call>", 2)):
             found = vocabulary.specials.get(name, vocabulary.tokenizer.token_to_id(name))
             if found is not None:
                 order[found] = rank << 16

@@ -28,6 +28,8 @@ class Grammar:
     stops: Any  # int32 [n], ids that end an answer
     draw: Any  # int32 scalars, ids that open and close a drawing; -1 where there are none
     end_draw: Any
+    thought: Any  # int32 scalars, ids that open and close a thought (thoughts.py); -1 where there are none
+    end_thought: Any
 
     def allowed(self, drawing: jax.Array) -> jax.Array:
         """bool [B, V] of the state int32 [B]."""
@@ -59,4 +61,6 @@ def grammar(vocabulary: Vocabulary, vocab_size: int, num_codes: int) -> Grammar:
     bounds = vocabulary.code_offset + np.cumsum((0, *vocabulary.code_levels))
     low = np.array([0, *np.tile(bounds[:-1], num_codes), closing], np.int32)
     high = np.array([0, *np.tile(bounds[1:], num_codes), closing + 1], np.int32)
-    return Grammar(outside, low, high, codes, np.array(vocabulary.stops, np.int32), np.int32(draw), np.int32(closing))
+    stops = np.array(vocabulary.stops, np.int32)
+    thought, end_thought = (np.int32(specials.get(name, -1)) for name in ("<thought>", "</thought>"))
+    return Grammar(outside, low, high, codes, stops, np.int32(draw), np.int32(closing), thought, end_thought)

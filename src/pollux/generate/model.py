@@ -74,7 +74,8 @@ class Model:
         self._drafter = self._checked_draft(draft)
 
     def generate(self, contents: Any, **sampling: Any) -> Result:
-        """The model's answer. Keywords: max_output_tokens, temperature, top_p, top_k, min_p, seed, stop, guidance, penalties.
+        """The model's answer. Keywords: max_output_tokens, max_thought_tokens, temperature, top_p, top_k, min_p, seed, stop, guidance,
+        penalties.
 
         Two more are for the prompt: `tools`, declarations of the functions that the model may call, each {"name", "description",
         "parameters"} with a JSON schema as parameters, and, if its chat template reads it, `enable_thinking`, whether it thinks first.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pollux.generate import thoughts
 from pollux.generate.answer import Answer
 from pollux.generate.pages import Lease, media_content, names, open_pages
 from pollux.generate.prompts import plain
@@ -103,6 +104,7 @@ class Row:
     drawing: int = 0  # see grammar.py
 
     def __post_init__(self):
+        self.thinking = thoughts.before(self.sampling.max_thought_tokens)
         self.written: list[int] = []
         self.is_drafted = False
         self.lost = False  # nobody waits for it any more

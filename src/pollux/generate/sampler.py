@@ -34,6 +34,7 @@ class Sampling:
     guidance: float = 1.0  # inside a drawing: unconditional + guidance * (conditional - unconditional)
     stop: tuple[str, ...] = ()  # generation ends before any of these strings
     max_output_tokens: int = 256
+    max_thought_tokens: int | None = None  # of them, those of thoughts, their markers counted; None = as many as the model likes
 
     def __post_init__(self):
         checks = {
@@ -44,6 +45,7 @@ class Sampling:
             "repetition_penalty": (self.repetition_penalty > 0, "positive"),
             "guidance": (self.guidance >= 0, "0 or positive"),
             "max_output_tokens": (self.max_output_tokens >= 1, "at least 1"),
+            "max_thought_tokens": (self.max_thought_tokens is None or self.max_thought_tokens >= 0, "0 (no thoughts) or positive"),
             "seed": (0 <= self.seed < 2**32, "in [0, 2^32)"),
             "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of non-empty strings"),
         }

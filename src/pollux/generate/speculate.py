@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pollux.generate import thoughts
 from pollux.generate.answer import ACCEPTED, OWN, REPLACED
 from pollux.generate.decode import CHUNK, TOP, State, Written, cache_dtype, without
 from pollux.generate.drafter import Draft, Drafter, append, draw, key
@@ -65,7 +66,7 @@ def speculate(
     columns = jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
     speculation, _, ids, logprobs, origins = jax.lax.while_loop(running, body, (speculation, jnp.zeros(shape[0], jnp.int32), *columns))
     state, none = speculation.state, jnp.zeros((*shape, TOP))
-    return speculation, Written(ids, logprobs, none.astype(jnp.int32), none, state.drawing, state.position, origins)
+    return speculation, Written(ids, logprobs, none.astype(jnp.int32), none, state.drawing, state.thinking, state.position, origins)
 
 
 def _round(params: Params, config: ModelConfig, drafter: Drafter, grammar: Grammar, speculation: Speculation):
@@ -88,8 +89,9 @@ def _round(params: Params, config: ModelConfig, drafter: Drafter, grammar: Gramm
         if not drafter.abstains
         else jax.lax.cond(jnp.any(draft.number > 0), lambda: scores_of(drafter.length + 1), lambda: scores_of(1))
     )
-    drawing, counts = _along(grammar, state, draft)
-    scores = jnp.where(jax.vmap(grammar.allowed, 1, 1)(drawing), scores, -jnp.inf)
+    drawing, thinking, counts = _along(grammar, state, draft)
+    may_come = jax.vmap(lambda d, t: grammar.allowed(d) & thoughts.allowed(grammar, t), 1, 1)(drawing, thinking)
+    scores = jnp.where(may_come, scores, -jnp.inf)
     scores = jax.vmap(lambda s, d: without(s, d, state.excluded), 1, 1)(scores, drawing)
     number, ids, logprobs = _check(scores, state.sampler, counts, draft)
 
@@ -107,18 +109,21 @@ def _round(params: Params, config: ModelConfig, drafter: Drafter, grammar: Gramm
         token=jnp.where(active, token, state.token),
         position=state.position + kept,
         drawing=jnp.where(active, grammar.follow(_at(drawing, final), token), state.drawing),
+        thinking=jnp.where(active, thoughts.follow(grammar, _at(thinking, final), token), state.thinking),
         left=jnp.where(stopped.any(1), 0, state.left - kept),
     )
     return Speculation(state, memory), kept, ids, logprobs, origins
 
 
-def _along(grammar: Grammar, state: State, draft: Draft) -> tuple[Array, Array]:
-    """Before each token of the round, if the draft before it is right: states of the grammar [B, T] and counts of the sampler [B, T, V]."""
-    drawing, sampler = [state.drawing], [state.sampler]
+def _along(grammar: Grammar, state: State, draft: Draft) -> tuple[Array, Array, Array]:
+    """Before each token of the round, if the draft before it is right: states of grammar and thoughts [B, T] and counts of the sampler
+    [B, T, V]."""
+    drawing, thinking, sampler = [state.drawing], [state.thinking], [state.sampler]
     for ids in draft.ids.T:
         drawing.append(grammar.follow(drawing[-1], ids))
+        thinking.append(thoughts.follow(grammar, thinking[-1], ids))
         sampler.append(advance(sampler[-1], ids, ids < grammar.first_code))
-    return jnp.stack(drawing, 1), jnp.stack([jnp.asarray(s.counts) for s in sampler], 1)
+    return jnp.stack(drawing, 1), jnp.stack(thinking, 1), jnp.stack([jnp.asarray(s.counts) for s in sampler], 1)
 
 
 def _check(scores: Array, sampler: SamplerState, counts: Array, draft: Draft) -> tuple[Array, Array, Array]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pollux import content
+from pollux.generate.constrained_thoughts import Thoughtful
 from pollux.generate.drawing import Drawings
 from pollux.generate.ending import Ending
 from pollux.generate.model import Model
@@ -194,10 +195,24 @@ def _thinking(model: Model, config: GenerationConfig, ignored: list[str]) -> dic
     if not can_think(model):
         ignored.append("generationConfig.thinkingConfig")
         return {}
-    if thinking.thinking_budget is not None and thinking.thinking_budget > 0:
-        ignored.append("generationConfig.thinkingConfig.thinkingBudget")  # a model thinks as long as it does
     off = thinking.thinking_budget == 0 or thinking.thinking_level == ThinkingLevel.MINIMAL
     return {"enable_thinking": not off}
+
+
+def _thinks(model: Model, config: GenerationConfig) -> bool:
+    """Whether the model is asked to think."""
+    return bool(_thinking(model, config, []).get("enable_thinking"))
+
+
+def _budget(model: Model, config: GenerationConfig) -> int | None:
+    """The most tokens of thoughts; None: as many as the model likes."""
+    budget = config.thinking_config.thinking_budget if config.thinking_config is not None and can_think(model) else None
+    if budget is not None and budget < -1:
+        raise invalid(
+            f"generationConfig.thinkingConfig.thinkingBudget is {budget} but must be -1 (as the model likes), 0 (no thoughts)"
+            " or a number of tokens"
+        )
+    return None if budget == -1 else budget
 
 
 def _resolved(config: TokensConfig, resolution: MediaResolution) -> TokensConfig:
@@ -243,7 +258,10 @@ def constraint_of(
     assert model.vocabulary is not None
     constraint = schema.constraint(asked, model, tools.declarations, may_call)
     if modalities != {ResponseModality.IMAGE}:
-        return constraint and Ending(constraint, model.vocabulary, model.config.vocab_size, most)
+        if constraint is None:
+            return None
+        words, size = model.vocabulary, model.config.vocab_size
+        return Ending(Thoughtful(constraint, words, size) if _thinks(model, asked.generation_config) else constraint, words, size, most)
     if constraint is not None:
         raise invalid("an answer of the responseModalities IMAGE alone holds neither calls nor text with a schema; add TEXT")
     return Drawings(model.vocabulary, model.config.vocab_size)
@@ -283,6 +301,7 @@ def _sampling(server: Server, model: Model, config: GenerationConfig, room: int)
         "frequency_penalty": config.frequency_penalty,
         "stop": config.stop_sequences or None,
         "max_output_tokens": min(asked, most, room),
+        "max_thought_tokens": _budget(model, config),
         "seed": secrets.randbits(32) if config.seed is None else config.seed % 2**32,
     }
     return dataclasses.replace(model.sampling, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

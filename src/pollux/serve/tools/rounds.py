@@ -108,6 +108,8 @@ class Rounds:
             return None
         may_call = self._number < self._server.settings.tool_rounds
         changes: dict[str, Any] = {"max_output_tokens": most, "seed": (last.sampling.seed + _SEEDS) % 2**32}
+        if plan.request.sampling.max_thought_tokens is not None:
+            changes["max_thought_tokens"] = max(0, plan.request.sampling.max_thought_tokens - writing.thought_tokens)
         return dataclasses.replace(
             last,
             prompt=prompt,

@@ -28,6 +28,8 @@ class SafetySetting:
 
 @dataclass(frozen=True)
 class ThinkingConfig:
+    """thinking_budget: the most tokens that thoughts may have; 0 for none, -1 for as many as the model likes."""
+
     include_thoughts: bool = False
     thinking_budget: int | None = None
     thinking_level: ThinkingLevel = ThinkingLevel.THINKING_LEVEL_UNSPECIFIED
