@@ -132,6 +132,19 @@ def test_a_request_that_is_wrong_spoils_only_its_own_answer(http):
     assert all(one["error"]["message"] for one in responses(done)[1:])
 
 
+def test_a_batch_takes_of_the_room_of_its_owner(tmp_path, models):
+    with serving(tmp_path, models, Settings(max_storage=1000)) as running, httpx.Client(base_url=running.url, timeout=60) as http:
+        name = create(http, inline(*[{"request": request("a")}] * 4))
+        answer = http.post("/v1beta/models/small:batchGenerateContent", json=inline(*[{"request": request("a")}] * 8))
+        assert error_of(answer) == (429, "RESOURCE_EXHAUSTED") and "more than the limit of 1000 bytes" in answer.text
+        assert [record.name for record in running.store.records.all("batch")] == [name.removeprefix("batches/")]
+        ended(http, name)
+        kept = len(json.dumps(responses(http.get(f"/v1beta/{name}").json())))
+        assert 0 < running.store.records.used("") <= kept
+        http.delete(f"/v1beta/{name}").raise_for_status()
+        assert running.store.records.used("") == 0
+
+
 def test_a_file_of_requests_gives_a_file_of_answers(client, http):
     client.files.upload(file=io.BytesIO(PNG), config={"mime_type": "image/png", "name": "picture"})
     seen = request("what colour is it?")

@@ -17,7 +17,7 @@ from pollux.generate.memory import PAGE
 from pollux.media import encode_image
 from pollux.serve.caches import release_ended
 from pollux.serve.prepare import prepare
-from pollux.serve.server import Served
+from pollux.serve.server import Served, Settings
 from pollux.serve.wire.content import Content, Part
 from pollux.serve.wire.generate import GenerateContentRequest
 from pollux.tokens.interleave import count
@@ -96,6 +96,17 @@ def test_a_request_with_cached_content_is_answered_as_if_it_had_said_it_all(clie
     assert answer.usage_metadata.prompt_token_count == expected.usage_metadata.prompt_token_count
     [with_cache, without] = served["small"].engine.requests
     np.testing.assert_array_equal(with_cache.prompt.ids, without.prompt.ids)
+
+
+def test_a_cache_takes_of_the_room_of_its_owner(tmp_path, served):
+    with serving(tmp_path, served, Settings(max_storage=1000)) as running:
+        client = genai.Client(api_key="any", http_options={"base_url": running.url})
+        cache = create(client)
+        with pytest.raises(genai.errors.ClientError, match="429.*more than the limit of 1000 bytes"):
+            create(client, contents=[FIRST * 20])
+        assert len(served["small"].engine.held) == 1
+        client.caches.delete(name=cache.name)
+        assert running.store.records.used("") == 0
 
 
 def test_what_is_held_and_counted_is_what_every_such_prompt_begins_with(client, served):

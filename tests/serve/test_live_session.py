@@ -12,9 +12,11 @@ from whole_server import serving as whole_serving
 
 from pollux.serve.live.session import Session
 from pollux.serve.prepare import Caller
-from pollux.serve.server import Served, Server
+from pollux.serve.server import Served, Server, Settings
 from pollux.serve.wire.generate import GenerationConfig
 from pollux.serve.wire.live import ClientMessage, RealtimeInput, Setup
+
+SERVICE = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
 
 
 class Client:
@@ -95,10 +97,26 @@ def test_a_wrong_token_is_refused_only_when_the_client_has_sent_its_setup(tmp_pa
     assert closed.value.rcvd.code == 1008 and "the token is unknown" in closed.value.rcvd.reason
 
 
+def test_a_session_without_room_for_its_conversation_goes_on_but_cannot_be_resumed(tmp_path):
+    with (
+        whole_serving(tmp_path, settings=Settings(max_storage=300)) as whole,
+        connect(f"ws{whole.url.removeprefix('http')}{SERVICE}") as socket,
+    ):
+        config = {"maxOutputTokens": 4, "temperature": 0}
+        socket.send(json.dumps({"setup": {"model": "pollux", "sessionResumption": {}, "generationConfig": config}}))
+        assert "setupComplete" in heard(socket)
+        updates = []
+        for text in ("a", "a" * 200, "a"):
+            socket.send(json.dumps({"realtimeInput": {"text": text}}))
+            while not (message := heard(socket)).get("serverContent", {}).get("turnComplete"):
+                updates += [message["sessionResumptionUpdate"]] if "sessionResumptionUpdate" in message else []
+        assert updates[0]["resumable"] and updates[1:] == [{}, {}]
+
+
 def test_a_server_that_drains_says_so_and_ends_its_sessions_when_they_are_answered(tmp_path):
     """One session has nothing to do and one is being answered: neither makes the drain wait for its own end."""
     with whole_serving(tmp_path) as whole:
-        url = f"ws{whole.url.removeprefix('http')}/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
+        url = f"ws{whole.url.removeprefix('http')}{SERVICE}"
         with connect(url) as idle, connect(url) as busy:
             assert not idle.protocol.extensions  # a session that is not compressed leaves no memory behind
             for socket in (idle, busy):

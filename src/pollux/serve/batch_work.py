@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -200,7 +201,7 @@ class BatchWork(LeasedWork):
             name = batches.item_name(record, number)
             if records.get("batch_result", name) is not None:
                 return True
-            records.add("batch_result", name, result, record.owner, parent=now)
+            records.add("batch_result", name, result, record.owner, parent=now, size=len(json.dumps(result)))
             which = "failed" if "error" in result else "succeeded"
             records.update(now, {which: now.data[which] + 1})
         return True

@@ -261,13 +261,15 @@ def _add(server: Server, about: dict[str, Any], file_name: str, requests: Sequen
     }
     if file_name:
         data["count"] = _count_lines(server, file_name, owner)
+    items = [{"request": one.request} | ({"metadata": one.metadata} if one.metadata is not None else {}) for one in requests]
+    sizes = [len(json.dumps(item)) for item in items]
     with store.records.transaction():
+        files.check_room(store, server.settings, owner, sum(sizes))
         record = store.records.add("batch", new_id(36), data, owner)
         if file_name:
             files.pin(store, file_name, owner, record)
-        for number, one in enumerate(requests):
-            item = {"request": one.request} | ({"metadata": one.metadata} if one.metadata is not None else {})
-            store.records.add("batch_item", item_name(record, number), item, owner, parent=record)
+        for number, (item, size) in enumerate(zip(items, sizes, strict=True)):
+            store.records.add("batch_item", item_name(record, number), item, owner, parent=record, size=size)
     return record
 
 

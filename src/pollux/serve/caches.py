@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import logging
 import re
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from pollux.serve.wire.body import read
 from pollux.serve.wire.content import Content, Part, Tool, ToolConfig
 from pollux.serve.wire.generate import GenerateContentRequest
 from pollux.serve.wire.message import parse, to_json, wire
-from pollux.tokens import sequence as tokens
+from pollux.tokens.sequence import Sequence, Soft
 
 log = logging.getLogger("pollux.serve")
 
@@ -158,9 +159,9 @@ def _create(server: Server, asked: CachedContent, owner: str) -> Record:
     if not asked.contents and asked.system_instruction is None:
         raise invalid("there is nothing to cache; give contents or systemInstruction")
     expires = _expires(store, asked)
-    context, size = _hold(server, served, asked, owner)
+    context, tokens = _hold(server, served, asked, owner)
     name = new_id(40)
-    data = {"model": "models/" + asked.model.removeprefix("models/"), "displayName": asked.display_name, "tokens": size}
+    data = {"model": "models/" + asked.model.removeprefix("models/"), "displayName": asked.display_name, "tokens": tokens}
     try:
         with store.records.transaction():
             record = store.records.add("cache", name, data, owner, expires)
@@ -169,7 +170,10 @@ def _create(server: Server, asked: CachedContent, owner: str) -> Record:
                 contents=tuple(_pinned(store, content, record) for content in asked.contents),
                 system_instruction=asked.system_instruction and _pinned(store, asked.system_instruction, record),
             )
-            store.records.add("cached", name, to_json(kept), owner, parent=record)
+            body = to_json(kept)
+            size = len(json.dumps(body))
+            files.check_room(store, server.settings, owner, size)
+            store.records.add("cached", name, body, owner, parent=record, size=size)
     except BaseException:
         context.release()
         raise
@@ -194,15 +198,15 @@ def _hold(server: Server, served: Served, asked: CachedContent, owner: str) -> t
     return served.engine.hold(_first(whole, size)), size
 
 
-def _first(prompt: tokens.Sequence, size: int) -> tokens.Sequence:
+def _first(prompt: Sequence, size: int) -> Sequence:
     """The first tokens of a prompt."""
     arrays = {name: getattr(prompt, name)[:size] for name in ("ids", "target", "position", "branch", "group", "modality", "pool")}
     soft = {}
     for name, one in prompt.soft.items():
         number = int(np.searchsorted(one.index, size))
         if number:
-            soft[name] = tokens.Soft(one.features[:number], one.index[:number], one.coord[:number])
-    return tokens.Sequence(**arrays, soft=soft)
+            soft[name] = Soft(one.features[:number], one.index[:number], one.coord[:number])
+    return Sequence(**arrays, soft=soft)
 
 
 def _pinned(store: Store, content: Content, parent: Record) -> Content:

@@ -185,7 +185,7 @@ def add(
 def check_room(store: Store, settings: Settings, owner: str, size: int) -> None:
     """Raises ApiError 429 if an owner may not store that many bytes more."""
     if store.records.used(owner) + size > settings.max_storage:
-        message = f"your files would take more than the limit of {settings.max_storage} bytes; delete some"
+        message = f"what is kept for you would take more than the limit of {settings.max_storage} bytes; delete files or other things"
         raise ApiError(429, "RESOURCE_EXHAUSTED", message, "STORAGE_FULL")
 
 

@@ -45,7 +45,7 @@ class Settings:
     threads: int = 8  # that read media, tokenise and ask the store
     max_candidates: int = 8
     max_file: int = 2 << 30  # of an uploaded file
-    max_storage: int = 20 << 30  # of all files of one owner
+    max_storage: int = 20 << 30  # of all that is kept for one owner
     file_lifetime: float = 48 * 3600.0
     max_file_search_stores: int = 100  # of one owner
     batch_requests: int = 8  # of batches that are under way at a time

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from pollux.serve import files
 from pollux.serve.errors import ApiError, api_error, invalid, not_found
 from pollux.serve.generate import caller_of, to_the_end, unless_left
 from pollux.serve.interactions.asked import generate_request
@@ -227,15 +228,13 @@ def _follow(server: Server, run: Run) -> None:
 
 
 def _store(server: Server, run: Run, status: str) -> None:
-    """Make or renew the record of a run; blocks. Raises ApiError 429 if its owner has no room left for it."""
+    """Make or renew the record of a run; blocks. Raises ApiError 429 if its owner has no room left for it: it need not be stored."""
     store = store_of(server)
     content = {"data": run.data | {"status": status, "updated": rfc3339(time.time())}, "given": run.given, "steps": run.steps}
-    size, most = len(json.dumps(content)), server.settings.max_storage
+    size = len(json.dumps(content))
     with store.records.transaction():
         found = store.records.get("interaction", run.id)
-        if store.records.used(run.owner) + size - (found.size if found else 0) > most:
-            message = f"your files and interactions would take more than the limit of {most} bytes; delete some, or set store to false"
-            raise ApiError(429, "RESOURCE_EXHAUSTED", message, "STORAGE_FULL")
+        files.check_room(store, server.settings, run.owner, size - (found.size if found else 0))
         if found is None:
             found = store.records.add("interaction", run.id, content, run.owner, expires=store.clock() + LIFETIME, size=size)
             if status == RUNNING:

@@ -11,6 +11,7 @@ import re
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from pollux.serve import files
 from pollux.serve.errors import ApiError, api_error, invalid
 from pollux.serve.listing import store_of
 from pollux.serve.live import tokens
@@ -134,20 +135,29 @@ class _Connection:
 
     async def _keep(self, history: list[Content]) -> None:
         """Store the conversation under a new handle and tell it; the handle before stays, in case the client never hears of this one."""
-        if self.server.store is None:
-            return await self._send(ServerMessage(session_resumption_update=SessionResumptionUpdate()))
-        self._handles.append(new_id(32))
-        await self.server.run(self._save, list(history), self._handles[-1], self._handles[:-2])
-        self._handles = self._handles[-2:]
-        await self._send(ServerMessage(session_resumption_update=SessionResumptionUpdate(self._handles[-1], True)))
+        update, handle = SessionResumptionUpdate(), new_id(32)
+        if self.server.store is not None and await self.server.run(self._save, list(history), handle, self._handles[:-1]):
+            self._handles = [*self._handles[-1:], handle]
+            update = SessionResumptionUpdate(handle, True)
+        await self._send(ServerMessage(session_resumption_update=update))
 
-    def _save(self, history: list[Content], handle: str, old: list[str]) -> None:
+    def _save(self, history: list[Content], handle: str, old: list[str]) -> bool:
+        """False if there is no room for it."""
         store = store_of(self.server)
         data = {"history": [to_json(content) for content in history]}
-        store.records.add(_KIND, handle, data, self._owner, expires=store.clock() + RESUME_SECONDS, size=len(json.dumps(data)))
-        for name in old:
-            if (record := store.records.get(_KIND, name)) is not None:
-                store.delete(record)
+        size = len(json.dumps(data))
+        try:
+            with store.records.transaction():
+                for name in old:
+                    if (record := store.records.get(_KIND, name)) is not None:
+                        store.records.delete(record)
+                files.check_room(store, self.server.settings, self._owner, size)
+                store.records.add(_KIND, handle, data, self._owner, expires=store.clock() + RESUME_SECONDS, size=size)
+        except ApiError as error:
+            if error.reason != "STORAGE_FULL":
+                raise
+            return False
+        return True
 
     def _load(self, handle: str) -> list[Content]:
         record = store_of(self.server).records.get(_KIND, handle)
