@@ -1,6 +1,9 @@
 """API keys at rest, and the allowances of those who hold them."""
 
+import os
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from starlette.datastructures import Headers, QueryParams
@@ -31,6 +34,13 @@ def test_a_key_is_not_in_the_file(keys, tmp_path):
     secret = keys.add("laptop").removeprefix("pollux-")
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"laptop" in stored and secret.encode() not in stored
+
+
+@pytest.mark.parametrize("verb", [["serve"], ["keys", "add"]])
+def test_the_password_of_the_database_is_not_in_the_help(verb):
+    environment = os.environ | {"POLLUX_DATABASE": "postgresql://me:secret@host/name"}
+    shown = subprocess.run([sys.executable, "-m", "pollux.cli", *verb, "--help"], env=environment, capture_output=True, text=True)
+    assert "--database" in shown.stdout and "secret" not in shown.stdout
 
 
 def test_a_running_server_sees_what_another_program_adds(keys, tmp_path):

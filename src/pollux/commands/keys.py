@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from pollux.commands.settings import DATABASE, data_folder
+from pollux.commands.settings import DATABASE, MaybeNumber, MaybePath, Url, data_folder
 from pollux.serve.keys import Keys
 from pollux.serve.records import Records
 
@@ -17,10 +17,10 @@ from pollux.serve.records import Records
 def add(
     name: tyro.conf.Positional[str],
     /,
-    data: Path | None = None,
-    database: str = DATABASE,
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
+    data: MaybePath = None,
+    database: Url = DATABASE,
+    requests_per_minute: MaybeNumber = None,
+    tokens_per_minute: MaybeNumber = None,
 ) -> None:
     """Make an API key and print it; it is kept as a hash, so it cannot be shown again.
 
@@ -37,7 +37,7 @@ def add(
         print(keys.add(name, requests_per_minute, tokens_per_minute))
 
 
-def list_keys(data: Path | None = None, database: str = DATABASE) -> None:
+def list_keys(data: MaybePath = None, database: Url = DATABASE) -> None:
     """List the names, dates and limits of all keys.
 
     Args:
@@ -52,7 +52,7 @@ def list_keys(data: Path | None = None, database: str = DATABASE) -> None:
             print(f"{key.name:<24} {made}  {', '.join(limits)}".rstrip())
 
 
-def remove(name: tyro.conf.Positional[str], /, data: Path | None = None, database: str = DATABASE) -> None:
+def remove(name: tyro.conf.Positional[str], /, data: MaybePath = None, database: Url = DATABASE) -> None:
     """Forget a key; requests with it are refused from now on.
 
     Args:

@@ -17,13 +17,13 @@ import ssl
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pollux.commands.settings import DATABASE, data_folder
+from pollux.commands.settings import DATABASE, MaybeNumber, MaybePath, MaybeText, Url, data_folder
 from pollux.compilation import use_compilation_cache
 from pollux.generate.capacity import SPARE, cache_tokens
 from pollux.generate.engine import Engine
@@ -58,34 +58,34 @@ class Options:
 
     folder: tyro.conf.Positional[Path]
     """Model folder."""
-    name: str | None = None
-    """What clients call the model, by default the name of its folder or run; the name pollux always works too."""
+    name: MaybeText = None
+    """Name of the model for clients; by default that of its folder or run. The name pollux always works too."""
     alias: Names = ()
     """Another name that programs ask for, such as gemini-2.5-flash, or a pattern such as gemini-*; may be given several times."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every address of this machine."""
     port: int = 8000
     """Port to listen on; 0 takes one that is free."""
-    data: Path | None = None
-    """Folder for files, caches, batches, keys and certificates, by default $POLLUX_DATA or ~/.local/share/pollux."""
-    objects: str = ""
-    """URL of an object store for uploaded files, such as s3://bucket/folder with s3fs installed, instead of the folder."""
-    database: str = DATABASE
-    """URL of a database that several servers share, such as postgresql://user@host/name, by default $POLLUX_DATABASE; needs --objects."""
-    draft: str | None = None
+    data: MaybePath = None
+    """Folder for files, caches, batches, keys and certificates; by default $POLLUX_DATA or ~/.local/share/pollux."""
+    objects: Url = ""
+    """Object store for uploaded files, such as s3://bucket/folder (needs the package s3fs); by default they are in the folder --data."""
+    database: Url = DATABASE
+    """Database that servers share, such as postgresql://user@host/name (needs pollux[sql] and --objects); by default $POLLUX_DATABASE."""
+    draft: MaybeText = None
     """Folder of a smaller model with the same vocabulary, or "lookup": the same answers from fewer passes of a large model."""
-    kv_cache_dtype: CacheDtype | None = None
-    """Keep keys and values in 8 bits each, for longer texts in the same memory; on a CPU int8 has kernels."""
+    kv_cache_dtype: Annotated[CacheDtype | None, tyro.conf.arg(metavar="{int8,float8}", help_behavior_hint="")] = None
+    """Keep keys and values in 8 bits, for longer texts in the same memory; on a CPU only int8 is fast. By default as the model computes."""
     max_rows: int = EngineSettings.max_rows
-    """Most answers that are written at the same time."""
-    cache_tokens: int | None = EngineSettings.cache_tokens
-    """Tokens of all conversations together that the cache has room for, by default what fits into a share of the free memory."""
-    spill: Path | None = None
-    """Folder for what the cache has no room for, and for cached contents, so that it need not be read again, not after a restart either."""
+    """Most answers that are written at the same time; others wait in a queue."""
+    cache_tokens: MaybeNumber = EngineSettings.cache_tokens
+    """Tokens that are cached of all conversations together; by default what half of an accelerator's memory holds, or 1/8 of a CPU's."""
+    spill: MaybePath = None
+    """Folder for cached contents and for what the cache has no room for, so that they need not be read anew, not after a restart either."""
     spill_bytes: int = EngineSettings.spill_bytes
-    """Most bytes of that folder."""
+    """Most bytes in that folder."""
     spill_memory: int = EngineSettings.spill_memory
-    """Bytes of host memory for the same, which is faster; of use where the cache is in the memory of an accelerator."""
+    """Bytes of host memory for the same, faster than the folder; of use where the cache is in the memory of an accelerator."""
     cold: Flag = False
     """Take requests before the programs that they need are compiled; the first ones wait for that."""
     timeout: float = Settings.timeout
@@ -95,27 +95,27 @@ class Options:
     max_body: int = Settings.max_body
     """Largest request in bytes, uploads of files not counted."""
     max_output_tokens: int = Settings.max_output_tokens
-    """Longest answer, and how long one may be whose request does not say."""
-    blocklist: Path | None = None
-    """File of words that block prompts and answers by their category, such as {"HATE_SPEECH": ["word"]}, within a request's thresholds."""
+    """Longest answer in tokens, also of requests that do not say how long it may be."""
+    blocklist: MaybePath = None
+    """JSON file of words that block prompts and answers by category, such as {"HATE_SPEECH": ["word"]}. By default nothing is blocked."""
     require_keys: Flag = False
-    """Demand an API key on loopback addresses too; on others one is always needed."""
+    """Demand an API key on loopback addresses too; on others one is needed unless --no-keys. `pollux keys add NAME` makes one."""
     no_keys: Flag = False
     """Let anybody who reaches the address use the server without a key."""
-    requests_per_minute: int | None = None
-    """Most requests a minute of a key that has no limit of its own or, without keys, of an address."""
-    tokens_per_minute: int | None = None
-    """Most tokens a minute, read and written, of such a key or address."""
+    requests_per_minute: MaybeNumber = None
+    """Most requests a minute of a key that has no limit of its own or, without keys, of a client's address. By default any number."""
+    tokens_per_minute: MaybeNumber = None
+    """Most tokens a minute, read and written, of such a key or address. By default any number."""
     cors: Names = ()
     """Origin of web pages elsewhere that may use the server, such as https://example.org; may be given several times."""
     host_name: Names = ()
     """Another name that this server is reached by, for its certificate and its check of names; may be given several times."""
     fetch: Flag = False
     """Fetch http and https URLs that requests name, from public addresses only; with it the tool urlContext reads web pages."""
-    search: Path | None = None
-    """Folder of documents that the tool googleSearch finds passages in."""
-    search_url: str = ""
-    """What stands before the paths of those documents in their addresses, such as https://docs.example.org/; usually the folder's name."""
+    search: MaybePath = None
+    """Folder of documents that the tool googleSearch finds passages in. By default there is no such tool."""
+    search_url: Url = ""
+    """What stands before the paths of those documents in addresses, such as https://docs.example.org/; by default the folder's name."""
     code_execution: Flag = False
     """Let models run Python for requests with the tool codeExecution, in a sandbox of bubblewrap without network."""
     code_seconds: float = CodeLimits.seconds
@@ -123,10 +123,10 @@ class Options:
     code_memory: int = CodeLimits.memory
     """Bytes of memory that it may take."""
     tls: Flag = False
-    """Speak HTTPS with a certificate that is made here."""
-    certificate: Path | None = None
+    """Speak HTTPS with a certificate of an authority that is made under --data; the start says how clients come to trust it."""
+    certificate: MaybePath = None
     """File of a certificate chain in PEM, to speak HTTPS with that one."""
-    certificate_key: Path | None = None
+    certificate_key: MaybePath = None
     """File of that certificate's key in PEM."""
 
     def check(self) -> None:

@@ -39,7 +39,11 @@ class Settings:
 
 
 SamplingFlags = Annotated[Settings, tyro.conf.arg(name="")]
-DATABASE = os.environ.get("POLLUX_DATABASE", "")  # a URL, which may have a password in it that command lines show to others
+MaybePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]  # the help says what holds without one
+MaybeText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
+MaybeNumber = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Url = Annotated[str, tyro.conf.arg(metavar="URL", help_behavior_hint="")]
+DATABASE: Url = os.environ.get("POLLUX_DATABASE", "")  # may have a password in it, which command lines and help would show to others
 
 
 def data_folder() -> Path:
