@@ -1,6 +1,9 @@
 """Records in SQLite, and in servers of PostgreSQL and MariaDB that the tests start: the same claims for all."""
 
 import contextlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -135,6 +138,50 @@ def test_what_a_transaction_has_read_stays_true_until_its_end_in_all_servers(rec
     for thread in threads:
         thread.join()
     assert records.get("kind", "sum").data == {"value": 60}
+
+
+def test_it_does_not_matter_what_isolation_a_database_gives_by_itself(database_servers):
+    url = database_servers.url("postgresql")
+    with contextlib.closing(Records(url)) as records:
+        name = sqlalchemy.make_url(url).database
+        records._database.execute(sqlalchemy.text(f"ALTER DATABASE {name} SET default_transaction_isolation TO 'repeatable read'"))
+    with contextlib.closing(Records(url)) as here, contextlib.closing(Records(url)) as there:
+        here.add("kind", "a", {"value": 0})
+        begun = threading.Event()
+
+        def change():
+            begun.set()
+            with there.transaction():
+                there.update(there.get("kind", "a"), {"value": there.get("kind", "a").data["value"] + 1})
+
+        with here.transaction():
+            thread = threading.Thread(target=change)
+            thread.start()
+            begun.wait()
+            time.sleep(0.3)  # it waits for its turn
+            here.update(here.get("kind", "a"), {"value": 1})
+        thread.join()
+        assert here.get("kind", "a").data == {"value": 2}
+
+
+@pytest.mark.slow
+def test_a_server_whose_machine_is_gone_in_a_transaction_holds_up_the_others_for_less_than_two_minutes(database_server, clock):
+    """It is stopped, so that its connection stays open and nothing more comes over it."""
+    code = "import sys, time; from pollux.serve.records import Records; records = Records(sys.argv[1])"
+    code += "\nwith records.transaction(): records.add('kind', 'lost', {}); print('begun', flush=True); time.sleep(1000)"
+    process = subprocess.Popen([sys.executable, "-c", code, database_server], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        with contextlib.closing(Records(database_server, clock)) as records:
+            for _ in range(4):  # each waits 30 s for its turn
+                with contextlib.suppress(ApiError, Taken):
+                    records.add("kind", "a", {})
+            assert [record.name for record in records.all("kind")] == ["a"]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_a_limit_on_sizes_holds_when_two_servers_add_at_the_same_time(records, elsewhere):

@@ -56,6 +56,7 @@ _MYSQL = _Kind(
     settings=(
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
         f"SET SESSION innodb_lock_wait_timeout = {BUSY_SECONDS}",
+        f"SET SESSION wait_timeout = {BUSY_SECONDS}",  # of a replica whose machine is gone: its transaction ends with its connection
     ),
     begin=("START TRANSACTION", f"{_VERSION} FOR UPDATE"),
     alone=(f"SELECT GET_LOCK('pollux', {BUSY_SECONDS})", *_VERSION_TABLE),
@@ -86,7 +87,7 @@ _KINDS = {
             f"SET lock_timeout = '{BUSY_SECONDS}s'",
             f"SET idle_in_transaction_session_timeout = '{BUSY_SECONDS}s'",  # of a replica whose machine is gone
         ),
-        begin=("BEGIN", _POSTGRESQL_LOCK),
+        begin=("BEGIN ISOLATION LEVEL READ COMMITTED", _POSTGRESQL_LOCK),  # of others a snapshot is older than the lock
         alone=("BEGIN", _POSTGRESQL_LOCK, *_VERSION_TABLE),
         together=("COMMIT",),
         version=_VERSION,
