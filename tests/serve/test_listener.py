@@ -196,6 +196,15 @@ def test_what_is_not_http_is_answered_in_json(data):
         assert (answer.status, error["code"], error["status"]) == (400, 400, "INVALID_ARGUMENT") and "not HTTP" in error["message"]
 
 
+def test_only_a_get_begins_a_websocket_and_other_methods_are_answered():
+    async def echo(request):
+        return PlainTextResponse(await request.body())
+
+    head = {"Connection": "upgrade", "Upgrade": "websocket"}
+    with serving(opened(Starlette(routes=[Route("/", echo, methods=["POST"])]))) as (_, address):
+        assert httpx.post(url(address), headers=head, content=b"a text").text == "a text"
+
+
 def test_what_is_not_http_behind_an_answer_that_has_begun_ends_the_connection():
     stream, head = Stream(), b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with serving(opened(stream.app())) as (_, address), sent(address, head) as sock:

@@ -53,6 +53,10 @@ class Connection(H11Protocol):
                 self.transport.write(self.conn.send(event))
         self.transport.close()
 
+    def _should_upgrade(self) -> bool:
+        """Only a GET begins a websocket (RFC 6455, 4.1); what else comes with the headers of one is answered like any request."""
+        return self.scope["method"] == "GET" and super()._should_upgrade()
+
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._end_head_timer()
         super().handle_websocket_upgrade(event)
