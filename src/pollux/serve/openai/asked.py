@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import urllib.parse
 from typing import Any
 
 from pollux.serve.errors import invalid
-from pollux.serve.openai.messages import ChatRequest, ContentPart, InputAudio, InputFile, Message, ResponseFormat, ToolCall
+from pollux.serve.openai.messages import ChatRequest, ContentPart, InputAudio, InputFile, Message, ResponseFormat, Sampled, ToolCall
 from pollux.serve.wire import content
 from pollux.serve.wire.content import Blob, Content, FileData, FunctionDeclaration, Part
 from pollux.serve.wire.enums import CallingMode, MediaResolution, ResponseModality, ThinkingLevel
@@ -196,16 +197,9 @@ def _config(asked: ChatRequest, resolution: MediaResolution | None) -> Generatio
     if asked.top_logprobs is not None and not asked.logprobs:
         raise invalid("top_logprobs may only be given if logprobs is true")
     mime_type, schema = _format(asked.response_format)
-    return GenerationConfig(
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        candidate_count=asked.n,
+    return dataclasses.replace(
+        sampling(asked),
         max_output_tokens=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
-        stop_sequences=stops(asked.stop),
-        seed=asked.seed,
-        presence_penalty=asked.presence_penalty,
-        frequency_penalty=asked.frequency_penalty,
         response_logprobs=asked.logprobs,
         logprobs=asked.top_logprobs,
         response_mime_type=mime_type,
@@ -216,12 +210,21 @@ def _config(asked: ChatRequest, resolution: MediaResolution | None) -> Generatio
     )
 
 
-def stops(given: Any) -> tuple[str, ...]:
-    """Texts that end an answer."""
-    texts = [given] if isinstance(given, str) else given or []
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+def sampling(asked: Sampled) -> GenerationConfig:
+    """How the tokens of either kind of completion are chosen, and what ends it."""
+    stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+    if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
         raise invalid("stop must be a string or a list of strings")
-    return tuple(texts)
+    return GenerationConfig(
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        candidate_count=asked.n,
+        stop_sequences=tuple(stops),
+        seed=asked.seed,
+        presence_penalty=asked.presence_penalty,
+        frequency_penalty=asked.frequency_penalty,
+    )
 
 
 def _format(wanted: ResponseFormat | None) -> tuple[str, Any]:

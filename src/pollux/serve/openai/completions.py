@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import secrets
 import time
@@ -15,7 +16,7 @@ from pollux.serve.answer import chunks, whole
 from pollux.serve.errors import invalid
 from pollux.serve.generate import caller_of, unless_left
 from pollux.serve.openai import words
-from pollux.serve.openai.asked import stops
+from pollux.serve.openai.asked import sampling
 from pollux.serve.openai.echo import Echo, echo
 from pollux.serve.openai.messages import CompletionRequest
 from pollux.serve.openai.stream import find, streamed
@@ -88,16 +89,9 @@ def _check(asked: CompletionRequest, prompts: int) -> None:
 
 
 def _config(asked: CompletionRequest) -> GenerationConfig:
-    return GenerationConfig(
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        candidate_count=asked.n,
+    return dataclasses.replace(
+        sampling(asked),
         max_output_tokens=USUAL_TOKENS if asked.max_tokens is None else asked.max_tokens,
-        stop_sequences=stops(asked.stop),
-        seed=asked.seed,
-        presence_penalty=asked.presence_penalty,
-        frequency_penalty=asked.frequency_penalty,
         response_logprobs=asked.logprobs is not None,
         logprobs=asked.logprobs,
         response_modalities=(ResponseModality.TEXT,),

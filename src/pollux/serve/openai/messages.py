@@ -92,14 +92,14 @@ class StreamOptions:
 
 
 @dataclass(frozen=True)
-class ChatRequest:
+class Sampled:
+    """What either kind of completion may be asked with."""
+
     model: str = ""
-    messages: tuple[Message, ...] = ()
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: int | None = None
     max_tokens: int | None = None
-    max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None  # not OpenAI's, but clients of other servers send it
@@ -108,6 +108,12 @@ class ChatRequest:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class ChatRequest(Sampled):
+    messages: tuple[Message, ...] = ()
+    max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
     modalities: tuple[str, ...] = ()
@@ -120,21 +126,8 @@ class ChatRequest:
 
 
 @dataclass(frozen=True)
-class CompletionRequest:
-    model: str = ""
+class CompletionRequest(Sampled):
     prompt: Any = None  # a text, ids, or a list of these
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
-    n: int | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None  # not OpenAI's, but clients of other servers send it
-    stop: Any = None  # a text or a list of texts
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     logprobs: int | None = None  # alternatives for each token
     echo: bool = False
     suffix: str = ""
