@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from google import genai
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -46,3 +48,22 @@ def page(here):
     with visit(*here) as visitor:
         visitor.set(maxOutputTokens="12", seed="1")
         yield visitor
+
+
+@pytest.fixture(scope="module")
+def real_engine():
+    from small_model import running, small_model
+
+    with running(small_model()) as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(running):
+    return genai.Client(api_key="any", http_options={"base_url": running.url})
+
+
+@pytest.fixture
+def http(running):
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        yield client

@@ -41,6 +41,11 @@ def until(condition) -> None:
     raise AssertionError("it has not happened in 30 seconds")
 
 
+def error_of(response) -> tuple[int, str]:
+    """The code of HTTP and the status in an error of the API."""
+    return response.status_code, response.json()["error"]["status"]
+
+
 @dataclass(eq=False)
 class Running:
     url: str

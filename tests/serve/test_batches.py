@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from google import genai
 from google.genai import types
-from small_model import running as engine_of
 from small_model import small_model
-from stored_server import serving, until
+from stored_server import error_of, serving, until
 from watched_engine import WatchedEngine
 
 from pollux.media import encode_image
@@ -20,12 +19,6 @@ from pollux.serve.server import Served, Settings
 
 TEXTS = ("a big red circle", "the small blue star", "what colour is it?")
 PNG = encode_image(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def real_engine():
-    with engine_of(small_model()) as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +48,6 @@ def running(server, engine):
         for record in server.store.records.all(kind):
             server.store.delete(record)
     server.upkeep.changed()
-
-
-@pytest.fixture
-def client(running):
-    return genai.Client(api_key="any", http_options={"base_url": running.url})
-
-
-@pytest.fixture
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        yield client
 
 
 def request(text, **config):
@@ -100,10 +82,6 @@ def texts(results):
 def alone(http, text):
     answer = http.post("/v1beta/models/small:generateContent", json=request(text)).json()
     return answer["candidates"][0]["content"]["parts"][0]["text"]
-
-
-def error_of(response):
-    return response.status_code, response.json()["error"]["status"]
 
 
 def test_a_batch_of_the_client_gives_the_answers_of_generate_content_in_order(client, http):

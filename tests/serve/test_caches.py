@@ -3,14 +3,12 @@
 import datetime
 import io
 
-import httpx
 import numpy as np
 import pytest
 from google import genai
 from google.genai import types
-from small_model import running as engine_of
 from small_model import small_model
-from stored_server import serving
+from stored_server import error_of, serving
 from watched_engine import WatchedEngine
 
 from pollux.generate.memory import PAGE
@@ -27,14 +25,8 @@ PNG = encode_image(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=
 
 
 @pytest.fixture(scope="module")
-def engine():
-    with engine_of(small_model()) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def models(engine):
-    return {"small": Served("small", small_model(), WatchedEngine(engine)), "other": Served("other", small_model(), engine)}
+def models(real_engine):
+    return {"small": Served("small", small_model(), WatchedEngine(real_engine)), "other": Served("other", small_model(), real_engine)}
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +53,6 @@ def running(server, served):
     release_ended(server.server)
 
 
-@pytest.fixture
-def client(running):
-    return genai.Client(api_key="any", http_options={"base_url": running.url})
-
-
-@pytest.fixture
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        yield client
-
-
 def create(client, **config):
     config = {"system_instruction": SYSTEM, "contents": [types.Content(role="user", parts=[types.Part(text=FIRST)])]} | config
     return client.caches.create(model="small", config=config)
@@ -80,10 +61,6 @@ def create(client, **config):
 def ask(client, **config):
     config = {"temperature": 0, "max_output_tokens": 8} | config
     return client.models.generate_content(model="small", contents="what colour is the circle?", config=config)
-
-
-def error_of(response):
-    return response.status_code, response.json()["error"]["status"]
 
 
 def test_a_request_with_cached_content_is_answered_as_if_it_had_said_it_all(client, served):

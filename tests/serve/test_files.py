@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from google import genai
-from stored_server import serving, until
+from stored_server import error_of, serving, until
 
 from pollux import media
 from pollux.media import VideoArray, encode_audio, encode_video
@@ -48,21 +48,6 @@ def upload(http, data, mime_type="image/png", **fields):
 def running(tmp_path_factory):
     with serving(tmp_path_factory.mktemp("store"), settings=Settings(max_file=1 << 20, max_storage=4 << 20)) as running:
         yield running
-
-
-@pytest.fixture
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
-def client(running):
-    return genai.Client(api_key="any", http_options={"base_url": running.url})
-
-
-def error_of(response):
-    return response.status_code, response.json()["error"]["status"]
 
 
 def test_a_picture_uploaded_by_the_client_can_be_used_at_once(client, running):

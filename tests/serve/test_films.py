@@ -86,12 +86,6 @@ def client(running):
     return genai.Client(api_key="any", http_options={"base_url": running.url, "api_version": "v1beta"})
 
 
-@pytest.fixture
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        yield client
-
-
 def asked(http, instance=None, model="small", status=200, **parameters):
     body = {"instances": [{"prompt": PROMPT} if instance is None else instance], "parameters": parameters}
     reply = http.post(f"/v1beta/models/{model}:predictLongRunning", json=body)

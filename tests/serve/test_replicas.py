@@ -11,7 +11,6 @@ import pytest
 import replica
 from google import genai
 from google.genai import types
-from small_model import running as engine_of
 from small_model import small_model
 from stored_server import Clock, program, serving, until
 from test_batches import TEXTS, create, ended, inline, request, responses, texts
@@ -25,12 +24,6 @@ from pollux.serve.live import tokens
 from pollux.serve.server import Served
 from pollux.serve.store import Store
 from pollux.serve.wire.live import AuthToken
-
-
-@pytest.fixture(scope="module")
-def real_engine():
-    with engine_of(small_model()) as engine:
-        yield engine
 
 
 @pytest.fixture
