@@ -279,6 +279,17 @@ def test_few_films_are_drawn_at_a_time_and_all_in_the_end(http, engine):
     assert ["error" in one for one in done] == [True, True, False, False]
 
 
+def test_a_film_that_nobody_wants_any_more_is_not_drawn_to_its_end(http, engine):
+    engine.answers = 0
+    operation = asked(http)
+    until(lambda: engine.silent)
+    assert http.delete(f"/v1beta/{operation['name']}").json() == {}
+    until(lambda: engine.silent[0].cancelled)
+    assert http.get(f"/v1beta/{operation['name']}").status_code == 404
+    engine.answers = None
+    assert downloaded(http, ended(http, asked(http)))
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_a_film_is_drawn_after_a_restart(tmp_path, real_engine, told):
     """The end of the server comes to the film as its own, or as that of the engine."""

@@ -57,15 +57,24 @@ def routes(server: Server) -> list[BaseRoute]:
         return JSONResponse(described(record, request))
 
     async def get(request: Request) -> JSONResponse:
+        return JSONResponse(described(await _asked(request), request))
+
+    async def delete(request: Request) -> JSONResponse:
+        await server.run(store_of(server).delete, await _asked(request))
+        request.app.state.upkeep.changed()
+        return JSONResponse({})
+
+    async def _asked(request: Request) -> Record:
         model, name = request.path_params["model"], request.path_params["operation"]
         record = await server.run(store_of(server).records.get, "film", name)
         if record is None or record.owner != owner_of(request) or record.data["model"] != model:
             raise not_found(f"there is no operation models/{model:.80}/operations/{name:.80}")
-        return JSONResponse(described(record, request))
+        return record
 
     return [
         Route("/models/{model}:predictLongRunning", predict, methods=["POST"]),
         Route("/models/{model}/operations/{operation}", get, methods=["GET"]),
+        Route("/models/{model}/operations/{operation}", delete, methods=["DELETE"]),
     ]
 
 
