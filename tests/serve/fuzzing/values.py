@@ -220,7 +220,7 @@ def message(draw, kind: type, wild: bool, depth: int = 4, names: Names = types.M
     taken: set[str] = set()  # groups of which one field may be set
     hints = typing.get_type_hints(kind)
     declared = {field.name: field for field in dataclasses.fields(kind)}
-    chosen = draw(st.lists(st.sampled_from(sorted(declared)), unique=True, max_size=most))
+    chosen = draw(st.lists(st.sampled_from(sorted(declared)), unique=True, max_size=most)) if declared else []  # some messages have none
     for name in (*NEEDED.get(kind, ()), *chosen) if not wild else chosen:
         field = declared[name]
         if (group := field.metadata.get("oneof")) in taken and not wild:
