@@ -184,7 +184,7 @@ def _empty(draw, method: str, path: str, form: str) -> Ask:
 @st.composite
 def _unknown(draw, pattern: str, methods: tuple[str, ...]) -> Ask:
     body = draw(encoded(draw(plain()))) if draw(st.booleans()) else b""
-    form = "openai" if re.match(r"/v1(beta|alpha)?/(openai/|chat/|completions|embeddings)", pattern) else "gemini"
+    form = "openai" if re.match(r"/v1(beta|alpha)?/(openai/|chat/|completions|embeddings)|/(de)?tokenize", pattern) else "gemini"
     return draw(mishandled(Ask(pattern, draw(st.sampled_from(methods)), _path(draw, pattern), body=body, form=form)))
 
 
