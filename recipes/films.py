@@ -3,7 +3,7 @@
     pollux train recipes/films.py --out runs/films --minutes 60
 
 Goes on from the finished model of `pollux quickstart`, keeps its tokeniser and image codec, and reads on in the world with a share of
-the documents, so that the model goes on seeing, hearing and drawing single pictures. After 900 steps the pictures of a film belong
+the documents, so that the model goes on seeing, hearing and drawing single pictures. After 1,350 steps the pictures of a film belong
 together and things begin to move, but they are not yet those of the request: give it more, and see with `pollux.data.world.watch`.
 """
 
