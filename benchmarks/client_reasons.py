@@ -15,7 +15,9 @@ page; a test counts if it sent a request. What does not pass is listed under the
 
 # The first pattern that is found in how a test failed says why; what is left over failed for what the model said.
 WHY = (
-    (r"predictLongRunning|veo-", "It asks for a film, and the model draws single pictures"),
+    (r"parameters\.(aspectRatio|resolution)", "It asks for a film of a form that the model does not draw"),
+    (r"lastFrame|referenceImages", "It asks for a film with a given end or given things, and the model draws from the beginning on"),
+    (r"there is no operation", "It means a film of its authors' account"),
     (r"download_uri", "It needs a film that was made before"),
     (r"does not answer with AUDIO", "It asks for speech, and the model writes and draws"),
     (r"gs://|files:register", "It means a file in Google's storage, which nothing here may fetch"),

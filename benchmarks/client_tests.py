@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def main(settings: Settings) -> int:
         tests = copy_client(python, work)
         make_media(tests / "data")
         upload_files(url, tests / "data")
+        make_film(url)
         results = run(python, work, url, settings)
     print(f"google-genai {settings.client} against {url}\n")
     print(table(results))
@@ -149,6 +151,22 @@ def upload_files(url: str, data: Path) -> None:
             urllib.request.urlopen(urllib.request.Request(answer.headers["X-Goog-Upload-URL"], content, last))
         except urllib.error.HTTPError as error:
             print(f"files/{name} was not taken: {error.read().decode(errors='replace')[:200]}", file=sys.stderr)
+
+
+def make_film(url: str) -> None:
+    """Have the film that tests find among the files. A model that does not draw refuses; then those tests fail by themselves."""
+    body, head = (
+        json.dumps({"instances": [{"prompt": "a red circle"}]}).encode(),
+        {"Content-Type": "application/json", "x-goog-api-key": "key"},
+    )
+    try:
+        ask = urllib.request.Request(f"{url}/v1beta/models/veo-2.0-generate-001:predictLongRunning", body, head)
+        operation = json.load(urllib.request.urlopen(ask))
+        while not operation.get("done"):
+            time.sleep(1)
+            operation = json.load(urllib.request.urlopen(urllib.request.Request(f"{url}/v1beta/{operation['name']}", headers=head)))
+    except urllib.error.HTTPError as error:
+        print(f"no film was made: {error.read().decode(errors='replace')[:200]}", file=sys.stderr)
 
 
 def run(python: Path, work: Path, url: str, settings: Settings) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ANSWER = 512  # tokens; a small model that is asked for JSON goes on as long as it may
-ALIASES = ("gemini-*", "imagen-*", "veo-*", "test-model*")  # names that programs ask for
+ALIASES = ("gemini-*", "imagen-*", "veo-*-preview", "veo-2.0-*", "test-model*")  # names that programs ask the Gemini API for
 
 
 @contextmanager

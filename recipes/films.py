@@ -1,9 +1,10 @@
 """Teach the quick start's model to draw films: six pictures in one answer, in which one object moves and then another.
 
-    pollux train recipes/films.py --out runs/films --minutes 15
+    pollux train recipes/films.py --out runs/films --minutes 60
 
 Goes on from the finished model of `pollux quickstart`, keeps its tokeniser and image codec, and reads on in the world with a share of
-the documents, so that the model goes on seeing, hearing and drawing single pictures.
+the documents, so that the model goes on seeing, hearing and drawing single pictures. After 1,350 steps the pictures of a film belong
+together and things begin to move, but they are not yet those of the request: give it more, and see with `pollux.data.world.watch`.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from pollux.model.folder import load_config
 from pollux.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 
 
-def recipe(model: Path = Path("runs/quickstart/model"), minutes: float = 15.0, world: float = 0.2) -> TrainConfig:
+def recipe(model: Path = Path("runs/quickstart/model"), minutes: float = 60.0, world: float = 0.2) -> TrainConfig:
     """A run of the decoder.
 
     Args:

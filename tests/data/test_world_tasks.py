@@ -9,6 +9,10 @@ import pytest
 from pollux.content import Audio, Document, FunctionCall, FunctionResponse, Image, Text, Video
 from pollux.data.world import COLOURS, EVALUATIONS, HELD_OUT, SHAPES, TASKS, World, WorldConfig, look, watch
 from pollux.data.world.speech import voices
+from pollux.tokens.config import TokensConfig
+from pollux.tokens.interleave import decode_parts, encode
+from pollux.tokens.text import train_bpe
+from pollux.tokens.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +155,33 @@ def test_a_film_shows_what_its_request_says_in_pictures_of_the_same_objects(worl
         for frame in frames[1:]:
             assert {(f.colour, f.shape) for f in look(frame)} == {(f.colour, f.shape) for f in look(frames[0])}
     assert 15 < described < 45
+
+
+class Mosaic:
+    """The mean colour of every 8 x 8 pixels, in 16 steps a channel."""
+
+    levels = (16, 16, 16)
+    size = (48, 48)
+
+    def encode(self, pixels):
+        return (pixels.reshape(-1, 6, 8, 6, 8, 3).mean((2, 4)) // 16).astype(np.int32).reshape(-1, 36, 3)
+
+    def decode(self, codes):
+        tiles = (codes * 16 + 8).astype(np.uint8).reshape(-1, 6, 1, 6, 1, 3)
+        return np.broadcast_to(tiles, (len(codes), 6, 8, 6, 8, 3)).reshape(-1, 48, 48, 3)
+
+
+def test_what_a_model_learns_of_a_film_are_its_frames_one_after_another(world):
+    codec = Mosaic()
+    vocabulary = Vocabulary(train_bpe(world.text_sample(50), 300), codec.levels)
+    document = world.document("film", 3)
+    sequence = encode(document, vocabulary, TokensConfig(), codec)
+    learned = sequence.ids[sequence.target > 0]
+    assert len(learned) == 6 * (36 * 3 + 2) + 1
+    drawn = np.stack([part.source for part in decode_parts(learned, vocabulary, codec)])
+    frames = np.stack([part.source for part in document.contents[-1].parts])
+    means = [one.reshape(6, 6, 8, 6, 8, 3).mean((2, 4)) for one in (drawn, frames)]
+    assert np.abs(means[0] - means[1]).max() <= 8
 
 
 def test_the_contrastive_text_is_given_on_the_asked_share(world):

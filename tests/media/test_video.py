@@ -129,6 +129,22 @@ def test_arrays_that_are_no_clip_are_refused(frames, times, audio, rate):
             use()
 
 
+@pytest.mark.parametrize("size", [(32, 48), (31, 47)])
+def test_a_clip_written_as_mp4_has_its_frames_times_and_sound(size):
+    times, sound = np.array([0.0, 0.25, 1.0, 1.5]), tone(2.0, 16_000)
+    data = encode_video(VideoArray(grey_frames(4)[:, : size[0], : size[1]], times + 3, sound, 16_000), "video/mp4")
+    with av.open(io.BytesIO(data)) as container:
+        assert "mp4" in container.format.name and container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.video[0].codec_context.pix_fmt == ("yuv420p" if size == (32, 48) else "yuv444p")
+    frames, found = Video(data).frames(0, 100)
+    assert numbers(frames) == [0, 1, 2, 3] and frames.shape[1:3] == size
+    np.testing.assert_allclose(found, times, atol=1e-3)
+    loudness, rest = amplitude(Video(data).samples(16_000)[2_000:-2_000], 16_000)
+    assert abs(loudness - 0.5) < 0.02 and rest < 0.05
+    with pytest.raises(ValueError, match="written as video/x-matroska or video/mp4, not as 'video/avi'"):
+        encode_video(VideoArray(grey_frames(1), times[:1]), "video/avi")
+
+
 def test_a_clip_without_sound_has_no_samples(tmp_path):
     path = video_file(tmp_path / "a.mp4", [0.0, 0.5], grey_frames(2))
     for source in (path, VideoArray(grey_frames(2), np.array([0.0, 0.5]))):

@@ -34,14 +34,14 @@ WORD = "harm"  # that a scorer finds harmful
 
 @functools.cache
 def painter() -> Model:
-    """The small model with other words for colours: what it draws depends on the prompt and on what it has drawn."""
+    """The small model with other words for colours: what it draws depends on the prompt and on what it has drawn, hardly on chance."""
     model, rng = small_model(), np.random.default_rng(5)
     params, codes = jax.tree.map(np.copy, model.params), model.vocabulary.code_offset
     params["final_norm"]["bias"] *= 0.3
     params["embed"][codes:] = rng.normal(0, 0.3, params["embed"][codes:].shape)
     params["embed"][model.vocabulary.specials["<draw>"]] = rng.normal(0, 0.3, params["embed"].shape[1])
     params["embed"][list(model.vocabulary.stops)] *= 0.3
-    return Model(params, model.config, model.tokens_config, model.vocabulary, model.codec, model.sampling)
+    return Model(params, model.config, model.tokens_config, model.vocabulary, model.codec, Sampling(temperature=1e-6))
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def real_engine():
 
 @pytest.fixture(scope="module")
 def models(real_engine):
-    """One model that draws what is likeliest, and the same drawing by chance."""
+    """One model that draws what is likeliest, and the same drawing by chance, though it would by itself write what is likeliest."""
     chance = copy.copy(painter())
-    chance.sampling = Sampling(temperature=1.0)
+    chance.sampling = Sampling(temperature=0.0)
     return {"small": Served("small", painter(), WatchedEngine(real_engine)), "chance": Served("chance", chance, real_engine)}
 
 
@@ -271,6 +271,17 @@ def test_few_films_are_drawn_at_a_time_and_all_in_the_end(http, engine):
         job.tell()
     done = [ended(http, operation) for operation in operations]
     assert ["error" in one for one in done] == [True, True, False, False]
+
+
+def test_a_film_that_nobody_wants_any_more_is_not_drawn_to_its_end(http, engine):
+    engine.answers = 0
+    operation = asked(http)
+    until(lambda: engine.silent)
+    assert http.delete(f"/v1beta/{operation['name']}").json() == {}
+    until(lambda: engine.silent[0].cancelled)
+    assert http.get(f"/v1beta/{operation['name']}").status_code == 404
+    engine.answers = None
+    assert downloaded(http, ended(http, asked(http)))
 
 
 @pytest.mark.parametrize("told", [False, True])

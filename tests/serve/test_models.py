@@ -71,6 +71,12 @@ def test_a_method_that_no_model_has_is_a_404(api):
     assert response.status_code == 404 and "models/lyria-3 is not found for API version v1beta" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("method", ["generateContent", "predictLongRunning", "countTokens"])
+def test_a_model_that_is_not_served_is_a_404_in_the_words_of_the_original(api, method):
+    message = api.post(f"/v1/models/nosuch:{method}", json={}).json()["error"]["message"]
+    assert message.startswith("models/nosuch is not found for API version v1: models/nosuch is not served here, but one, two")
+
+
 def test_models_cannot_be_changed(api):
     assert api.patch("/v1beta/models/one", json={}).status_code == 405 and api.delete("/v1beta/models/nobody").status_code == 404
 

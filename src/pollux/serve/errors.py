@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -61,6 +62,14 @@ def not_found(message: str) -> ApiError:
     return ApiError(404, "NOT_FOUND", message)
 
 
+class UnknownModel(ApiError):
+    """A model that is not served. name: without "models/"; served: the names and aliases of those that are."""
+
+    def __init__(self, name: str, served: Iterable[str]):
+        super().__init__(404, "NOT_FOUND", f"models/{name:.200} is not served here, but {', '.join(served)}")
+        self.name = name
+
+
 def disk_full() -> ApiError:
     return ApiError(507, "RESOURCE_EXHAUSTED", "the disk of the server is full; delete files, or tell its operator", "DISK_FULL")
 
@@ -86,6 +95,10 @@ def api_error(error: BaseException) -> ApiError:
 def request_error(request: Request, error: Exception) -> ApiError:
     """What went wrong in a request, a wrong address or method included."""
     found = api_error(error)
+    if isinstance(error, UnknownModel) and (version := request.scope.get("root_path", "").rpartition("/")[2]):
+        return not_found(
+            f"models/{error.name:.200} is not found for API version {version}: {found.message}"
+        )  # the words of the original first
     if isinstance(error, HTTPException) and found.code == 404:
         return not_found(f"Not Found: there is nothing at {request.url.path}")
     if isinstance(error, HTTPException) and found.code == 405:

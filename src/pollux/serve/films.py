@@ -57,15 +57,24 @@ def routes(server: Server) -> list[BaseRoute]:
         return JSONResponse(described(record, request))
 
     async def get(request: Request) -> JSONResponse:
+        return JSONResponse(described(await _asked(request), request))
+
+    async def delete(request: Request) -> JSONResponse:
+        await server.run(store_of(server).delete, await _asked(request))
+        request.app.state.upkeep.changed()
+        return JSONResponse({})
+
+    async def _asked(request: Request) -> Record:
         model, name = request.path_params["model"], request.path_params["operation"]
         record = await server.run(store_of(server).records.get, "film", name)
         if record is None or record.owner != owner_of(request) or record.data["model"] != model:
             raise not_found(f"there is no operation models/{model:.80}/operations/{name:.80}")
-        return JSONResponse(described(record, request))
+        return record
 
     return [
         Route("/models/{model}:predictLongRunning", predict, methods=["POST"]),
         Route("/models/{model}/operations/{operation}", get, methods=["GET"]),
+        Route("/models/{model}/operations/{operation}", delete, methods=["DELETE"]),
     ]
 
 
@@ -80,7 +89,13 @@ def planned(server: Server, served: Served, data: dict[str, Any], caller: Caller
     contents: tuple[Content, ...] = (Content((Part(text=data["prompt"]),), "user"),) if data["prompt"] else ()
     if data["before"]:  # the turn of the model has begun with the last frame there is
         contents += (Content((Part(inline_data=Blob("image/png", base64.b64decode(data["before"][-1]))),), "model"),)
-    config = GenerationConfig(candidate_count=data["count"], seed=data["seed"], response_modalities=(ResponseModality.IMAGE,))
+    config = GenerationConfig(
+        candidate_count=data["count"],
+        seed=data["seed"],
+        temperature=model.sampling.temperature
+        or 1.0,  # always the likeliest is the same for every seed, and nothing that was not asked for
+        response_modalities=(ResponseModality.IMAGE,),
+    )
     plan = prepare(server, served, GenerateContentRequest(contents=contents, generation_config=config), caller)
     least, most = (number - bool(data["before"]) for number in (LEAST_FRAMES, MOST_FRAMES))
     room, picture = plan.request.sampling.max_output_tokens, model.codec.encode(np.zeros((1, *model.codec.size, 3), np.uint8)).size + 2

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from pollux.generate.model import Model
 from pollux.generate.requests import Job, Request
 from pollux.serve.decoded import DecodedMedia
-from pollux.serve.errors import not_found
+from pollux.serve.errors import UnknownModel
 from pollux.serve.fetch import FetchLimits
 from pollux.serve.retrieval.embedder import Embedder
 from pollux.serve.safety import Scorer
@@ -115,7 +115,7 @@ class Server:
             return self.models[short]
         alias = short if short in self.aliases else next((a for a in self.aliases if fnmatch.fnmatchcase(short, a)), None)
         if alias is None or set("/:") & set(short):
-            raise not_found(f"models/{short:.200} is not served here, but {', '.join((*self.models, *self.aliases))}")
+            raise UnknownModel(short, (*self.models, *self.aliases))
         return self.models[self.aliases[alias]]
 
     async def run(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:

@@ -22,6 +22,7 @@ from pollux.serve.openai.messages import ChatRequest, CompletionRequest, Embeddi
 from pollux.serve.server import VERSIONS, Server
 from pollux.serve.upload_target import CreateFileRequest
 from pollux.serve.wire.embed import BatchEmbedContentsRequest, EmbedContentRequest
+from pollux.serve.wire.films import FilmRequest
 from pollux.serve.wire.generate import CountTokensRequest, GenerateContentRequest
 from pollux.serve.wire.interactions import CreateInteraction
 from pollux.serve.wire.live import AuthToken, ClientMessage
@@ -33,7 +34,7 @@ WEATHER = {"name": "weather", "parameters": SCHEMAS[0]}
 LIVE = "/ws/google.ai.generativelanguage.{version}.GenerativeService.BidiGenerateContent"
 
 
-KINDS = ("files", "cachedContents", "batches", "interactions", "uploads")
+KINDS = ("files", "cachedContents", "batches", "operations", "interactions", "uploads")
 LATEST = 6  # things of a kind that requests may name
 _STANDS_FOR = re.compile(rb"zz(" + "|".join(KINDS).encode() + rb")(\d)zz")
 
@@ -92,6 +93,7 @@ KNOWN = (
     Known("/{version}/models/{model}:batchEmbedContents", BatchEmbedContentsRequest, {"requests": [{"content": SAID}, {"content": SAID}]}),
     Known("/{version}/models/{model}:batchGenerateContent", BatchRequest, INLINED, makes="batches"),
     Known("/{version}/models/{model}:asyncBatchEmbedContent", BatchRequest, INLINED, makes="batches", weight=1),
+    Known("/{version}/models/{model}:predictLongRunning", FilmRequest, {"instances": [{"prompt": "a red"}]}, makes="operations"),
     Known("/{version}/cachedContents", CachedContent, {"model": MODEL, "contents": [SAID], "ttl": "600s"}, makes="cachedContents"),
     Known("/{version}/cachedContents/{cache}", CachedContent, {"ttl": "900s"}, method="PATCH", weight=2),
     Known("/{version}/interactions", CreateInteraction, {"model": MODEL, "input": "a red"}, "interactions", "interactions", weight=7),
@@ -113,6 +115,7 @@ EMPTY = (  # (method, path, form, weight) of routes that read no message
     ("GET", "/{version}/interactions/{interaction}?stream=true", "interactions", 1),
     ("POST", "/{version}/interactions/{interaction}/cancel", "interactions", 2),
     *((method, "/{version}/models/{model}", "gemini", 1) for method in ("GET", "PATCH", "DELETE")),
+    *((method, "/{version}/models/{model}/operations/{operation}", "gemini", 2) for method in ("GET", "DELETE")),
     ("POST", "/{version}/models/{model}:{method}", "gemini", 1),
     *(("GET", path, "gemini", 1) for path in ("/", "/page/nosuch", "/page/..%2f", "/healthz", "/readyz", "/metrics", "/nosuch", "*", "//")),
     ("GET", "/{version}/openai/models", "openai", 1),
@@ -252,6 +255,7 @@ def _path(draw, pattern: str) -> str:
         "file": draw(st.sampled_from(some("files"))),
         "cache": draw(st.sampled_from(some("cachedContents"))),
         "name": draw(st.sampled_from(some("batches"))),
+        "operation": draw(st.sampled_from(some("operations"))),
         "interaction": draw(st.sampled_from(some("interactions"))),
         "method": draw(st.sampled_from(("nosuch", "generatecontent", "generateContent%20", "%3A"))),
     }

@@ -21,6 +21,7 @@ from hypothesis.errors import HypothesisWarning
 from fuzzing.damage import Ask
 from fuzzing.routes import World, asks
 from fuzzing.send import HANGS, Answer, send
+from fuzzing.values import MODEL
 
 WORKERS = 8
 ROUND = 50  # requests drawn with one seed; in longer rounds hypothesis varies what it has
@@ -167,6 +168,8 @@ class Target:
             self.world.names[ask.makes].append(name)
 
     def _delete_all(self) -> None:
+        for name in self.world.names["operations"]:
+            self._get(f"/v1beta/models/{MODEL}/operations/{name}", "DELETE")
         for kind in ("files", "cachedContents", "batches"):
             while found := next(iter(json.loads(self._get(f"/v1beta/{kind}?pageSize=100")).values()), None):
                 for one in found if isinstance(found, list) else ():
