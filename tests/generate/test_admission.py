@@ -1,14 +1,14 @@
 """Who gets pages and when: contexts, priorities, long prompts, and what becomes of those for whom there are none."""
 
-import dataclasses
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pollux.generate.drafter import DraftModel
 from pollux.generate.engine import Engine
-from pollux.generate.requests import Overloaded, Request
+from pollux.generate.requests import Cancelled, Overloaded, Request
 from pollux.generate.rows import longer
 from pollux.generate.sampler import Sampling
 from pollux.generate.settings import EngineSettings
@@ -38,7 +38,7 @@ def of_length(model, tokens):
     """A prompt of exactly so many tokens."""
     whole = model.prompt("the star " * tokens)
     cut = {name: getattr(whole, name)[:tokens] for name in ("ids", "target", "position", "branch", "group", "modality", "pool")}
-    return dataclasses.replace(whole, **cut)
+    return replace(whole, **cut)
 
 
 @pytest.mark.parametrize("tokens", [63, 64, 65])
@@ -96,9 +96,8 @@ def test_a_context_whose_medium_is_longer_than_a_chunk_waits_for_those_who_write
 def test_a_draft_of_the_same_shape_shares_no_spilled_pages_with_its_model(make_model, tmp_path):
     """Pages are named by the parameters, and two sets of them may have one config."""
     model = make_model()
-    other = dataclasses.replace(DraftModel(model.params, model.config, 4))
     weights = {**model.params, "embed": model.params["embed"][::-1].copy()}
-    other = dataclasses.replace(other, params=weights)
+    other = DraftModel(weights, model.config, 4)
 
     def engine(**more):
         settings = EngineSettings(chunk=64, cache_tokens=512, max_rows=2, **more)
@@ -114,3 +113,29 @@ def test_a_draft_of_the_same_shape_shares_no_spilled_pages_with_its_model(make_m
     memory, draft = spilling._batch.dispatcher.memory, spilling._batch.dispatcher.draft
     assert memory._shelf._key != draft._shelf._key
     spilling.close()
+
+
+def test_what_comes_while_the_engine_closes_is_refused_and_nobody_waits_for_ever(model):
+    engine = engine_of(model)
+    engine.start()
+    prompt = model.prompt("the star")
+    engine.generate([prompt], [GREEDY])
+    ended = []
+
+    def ask():
+        while True:
+            try:
+                engine.submit(Request(prompt, GREEDY)).results(60)
+                engine.hold(prompt)
+            except Cancelled:
+                return ended.append(True)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    engine.close()
+    for thread in threads:
+        thread.join(60)
+    assert len(ended) == 4
+    with pytest.raises(Cancelled, match="closing"):
+        engine.hold(prompt)
