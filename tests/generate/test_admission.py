@@ -1,6 +1,7 @@
 """Who gets pages and when: contexts, priorities, long prompts, and what becomes of those for whom there are none."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from pollux.generate.drafter import DraftModel
 from pollux.generate.engine import Engine
-from pollux.generate.requests import Cancelled, Overloaded, Request
+from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded, Request
 from pollux.generate.rows import longer
 from pollux.generate.sampler import Sampling
 from pollux.generate.settings import EngineSettings
@@ -139,3 +140,39 @@ def test_what_comes_while_the_engine_closes_is_refused_and_nobody_waits_for_ever
     assert len(ended) == 4
     with pytest.raises(Cancelled, match="closing"):
         engine.hold(prompt)
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+def test_a_long_prompt_is_read_no_further_once_nobody_waits_for_it(model, end):
+    engine = engine_of(model, cache_tokens=8192)
+    deadline = time.monotonic() + 3600 if end == "deadline" else None
+    job = engine.submit(Request(of_length(model, 4000), GREEDY, deadline=deadline))
+    read, memory = [], engine._batch.dispatcher.memory
+    real = memory.read
+
+    def watched(readings, numbers):
+        read.append(len(readings))
+        if len(read) == 3 and end == "cancel":
+            job.cancel()
+        elif len(read) == 3:
+            object.__setattr__(job.request, "deadline", time.monotonic() - 1)
+        return real(readings, numbers)
+
+    memory.read = watched
+    run(engine)
+    with pytest.raises(Cancelled if end == "cancel" else DeadlineExceeded):
+        job.results(0)
+    assert len(read) == 3 and pages_used(engine) == 0
+
+
+def test_a_short_prompt_does_not_wait_until_a_long_one_is_read(model):
+    engine = engine_of(model, cache_tokens=8192)
+    long, short = engine.submit(Request(of_length(model, 4000), GREEDY)), engine.submit(Request(of_length(model, 100), GREEDY))
+    while not short.done:
+        engine._batch.step()
+    (reading,) = [row.reading for row in engine._batch.rows]
+    assert reading.filled < 1500 and not long.done
+    run(engine)
+    assert [job.results(0)[0].ids.tolist() for job in (long, short)] == [
+        engine_of(model).generate([job.request.prompt], [GREEDY])[0].ids.tolist() for job in (long, short)
+    ]

@@ -54,6 +54,7 @@ class Batch:
         self._flights: dict[Kind, Flight] = {}
         self._pace = Pace(settings.dispatch_seconds, settings.chunk)
         self._read_since = 0  # tokens that were read since the last one
+        self._chunks = 0  # that were read so far
         self._landed_at = 0.0
 
     @property
@@ -95,16 +96,16 @@ class Batch:
 
     def step(self, patient: bool = False) -> None:
         """Admit, prefill, and launch a dispatch of every kind of rows. patient: nobody watches the tokens come, so all is read first."""
-        while self.commands:
-            self.commands.popleft()()
-        self._drop_hopeless()
-        self._admit()
-        # Rows that write wait for a share of the reading; those that nobody watches wait until all is read.
-        while tokens := self._prefill():
-            self._read_since += tokens
-            if not patient and self._read_since >= self._pace.share and self._ready():
-                break
+        while True:
+            while self.commands:
+                self.commands.popleft()()
+            self._drop_hopeless()
             self._admit()
+            tokens = self._prefill()
+            self._read_since += tokens
+            # Rows that write wait for a share of the reading; those that nobody watches wait until all is read.
+            if not tokens or (not patient and self._read_since >= self._pace.share and self._ready()):
+                break
         self._decode()
 
     def cancel_all(self) -> None:
@@ -258,7 +259,8 @@ class Batch:
     # Reading and writing.
 
     def _prefill(self) -> int:
-        """Have a chunk of the prompts that came first read, behind what the device does now; returns its tokens, 0 if there is none."""
+        """Have a chunk of prompts read, behind what the device does now; returns its tokens, 0 if there is none."""
+        self._chunks += 1
         main = [(reading, row.number) for row in self.rows for reading in (row.reading, row.unconditional) if reading]
         main += [(holding.reading, self.dispatcher.memory.rows) for holding in self._holdings if holding.reading.lease]
         did = self._read(self.dispatcher.memory, main)
@@ -277,6 +279,8 @@ class Batch:
 
     def _read(self, memory: Memory, readings: list[tuple[Reading, int]]) -> int:
         unfinished = [(reading, number) for reading, number in readings if reading.unfinished]
+        if self._chunks % 2 == 0:  # in turn with the prompt that came first, so that a short one need not wait for a long one
+            unfinished.sort(key=lambda one: one[0].unfinished)
         return memory.read([reading for reading, _ in unfinished], [number for _, number in unfinished]) if unfinished else 0
 
     def _ready(self) -> list[Row]:
