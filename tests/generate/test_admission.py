@@ -176,3 +176,51 @@ def test_a_short_prompt_does_not_wait_until_a_long_one_is_read(model):
     assert [job.results(0)[0].ids.tolist() for job in (long, short)] == [
         engine_of(model).generate([job.request.prompt], [GREEDY])[0].ids.tolist() for job in (long, short)
     ]
+
+
+class Breaks:
+    """A constraint of anything, that fails at its second token in the first candidate."""
+
+    def __init__(self, size, made):
+        self._size, self._made, self._seen = size, made, 0
+        made.append(self)
+
+    def fresh(self):
+        return Breaks(self._size, self._made)
+
+    def allowed(self):
+        return np.ones(self._size, bool)
+
+    def accept(self, token):
+        self._seen += 1
+        if self is self._made[1] and self._seen == 2:
+            raise ValueError("too much work")
+
+
+def test_a_candidate_that_fails_ends_its_job_with_all_candidates(model):
+    engine = engine_of(model)
+    constraint = Breaks(model.config.vocab_size, [])
+    job = engine.submit(Request(model.prompt("a"), Sampling(seed=3, max_output_tokens=200), constraint=constraint, candidates=3))
+    other = engine.submit(Request(model.prompt("a"), GREEDY))
+    steps = 0
+    while engine._batch.busy:
+        engine._batch.step()
+        steps += 1
+    assert steps < 100, "the others of the job went on"
+    for _ in range(2):
+        with pytest.raises(ValueError, match="too much work"):
+            job.results(0)
+    assert other.results(0) and pages_used(engine) == 0
+
+
+def test_what_contexts_leave_no_room_for_is_refused_instead_of_tried_for_ever(model):
+    engine = engine_of(model, cache_tokens=512)
+    context = engine.hold(of_length(model, 400))
+    job = engine.submit(Request(longer(of_length(model, 2), [20] * 200), GREEDY))
+    for _ in range(3):
+        engine._batch.step()
+    assert not engine._batch.busy
+    with pytest.raises(Overloaded, match="no room"):
+        job.results(0)
+    context.release()
+    assert engine.submit(job.request) and run(engine) is None and pages_used(engine) == 0

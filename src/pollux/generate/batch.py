@@ -140,8 +140,11 @@ class Batch:
         self.rows = [row for row in self.rows if not row.lost]
         self._without_pages = collections.deque(row for row in self._without_pages if not row.lost)
         for job in [*lost, *self.queue.take_hopeless()]:
-            job.end(Cancelled("the request was cancelled") if job.cancelled else DeadlineExceeded("the request took longer than it may"))
-            job.tell()
+            if not job.done:
+                job.end(
+                    Cancelled("the request was cancelled") if job.cancelled else DeadlineExceeded("the request took longer than it may")
+                )
+                job.tell()
 
     def _admit(self) -> None:
         for holding in list(self._holdings):
@@ -157,7 +160,11 @@ class Batch:
                     self._end(holding, Overloaded("the cache has no room for this context now; try again later"))
         while len(self.rows) < self._settings.max_rows:
             row = self._next_row()
-            if row is None or not self._give_pages(row):
+            if row is None:
+                return
+            if not self._give_pages(row):
+                if not self.rows and not self._holdings:
+                    self._refuse(row)
                 return
             self._without_pages.remove(row)
             self.rows.append(row)
@@ -340,13 +347,17 @@ class Batch:
             self._cover(draft, row.draft, min(end, row.longest + self.dispatcher.ahead))
 
     def _give_way(self) -> None:
-        """The row that came last waits for pages; if it is alone, what others hold leaves no room for it."""
+        """The row that came last waits for pages."""
         row = self.rows.pop()
         self._take_pages(row)
         if self.rows:
             row.leader = None
             self._without_pages.appendleft(row)
             return
+        self._refuse(row)
+
+    def _refuse(self, row: Row) -> None:
+        """What contexts hold leaves no room for a row, even if it is alone."""
         row.lost = True
         row.job.end(Overloaded("the cache has no room for this answer now; try again later"))
         row.job.tell()
@@ -355,7 +366,7 @@ class Batch:
         """Take what a dispatch wrote to its rows and their jobs."""
         jobs, most = dict[Job, None](), 0
         for row, words in landed(flight):
-            if row.lost or row.answer.finish_reason:
+            if row.lost or row.job.done or row.answer.finish_reason:
                 continue
             most = max(most, len(words.ids))
             jobs[row.job] = None
