@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pollux.content import Text
 from pollux.generate.drafter import DraftModel
 from pollux.generate.engine import Engine
 from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded, Request
@@ -224,3 +225,35 @@ def test_what_contexts_leave_no_room_for_is_refused_instead_of_tried_for_ever(mo
         job.results(0)
     context.release()
     assert engine.submit(job.request) and run(engine) is None and pages_used(engine) == 0
+
+
+def test_an_urgent_request_goes_before_further_candidates_of_others(model):
+    engine = engine_of(model, max_rows=1)
+    sampling = Sampling(seed=1, max_output_tokens=40)
+    patient = engine.submit(Request(model.prompt("a"), sampling, candidates=4, priority=1))
+    engine._batch.step()
+    urgent = engine.submit(Request(model.prompt("blue"), sampling))
+    while not urgent.done:
+        engine._batch.step()
+    assert sum(piece.finish_reason != "" for piece in patient.take()) == 1
+    run(engine)
+    assert patient.results(0)
+
+
+def test_the_least_urgent_gives_way_however_early_it_came(model):
+    engine, prompt, stops = engine_of(model, cache_tokens=384), model.prompt("the star"), model.vocabulary.stops
+    sampling = Sampling(temperature=1.2, max_output_tokens=250)
+    patient, urgent = (Request(prompt, replace(sampling, seed=p), priority=p, excluded=stops) for p in (1, 0))
+    jobs = [engine.submit(patient)]
+    engine._batch.step()
+    jobs.append(engine.submit(urgent))
+    while not any(job.done for job in jobs):
+        engine._batch.step()
+    assert [job.done for job in jobs] == [False, True]
+    run(engine)
+    alone = engine_of(model)
+    for job in jobs:
+        expected = alone.submit(job.request)
+        run(alone)
+        assert job.results(0)[0].ids.tolist() == expected.results(0)[0].ids.tolist()
+        assert "".join(p.text for piece in job.take() for p in piece.parts if isinstance(p, Text)) == expected.results(0)[0].text

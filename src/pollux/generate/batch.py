@@ -9,11 +9,10 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 
-from pollux.generate.answer import Answer
 from pollux.generate.dispatch import Dispatcher, Flight, Kind, Words, landed, row_bucket
 from pollux.generate.memory import PAGE, Memory
 from pollux.generate.pace import Pace
@@ -24,7 +23,7 @@ from pollux.generate.rows import Holding, Reading, Row, drawn, longer
 from pollux.generate.schedule import Queue, is_hopeless
 from pollux.generate.settings import EngineSettings
 from pollux.tokens import sequence as tokens
-from pollux.tokens.interleave import PictureCodec, count
+from pollux.tokens.interleave import PictureCodec
 from pollux.tokens.vocabulary import Vocabulary
 
 GROWN_TOKENS = 2**17  # a cache that grows as needed stops growing here
@@ -170,26 +169,17 @@ class Batch:
             self.rows.append(row)
 
     def _next_row(self) -> Row | None:
-        """The row whose turn it is: one that had to give way, a further candidate, or the first of the queue."""
-        for row in self._without_pages:
-            leader = row.leader
-            if leader is None or leader.answer.finish_reason or leader.lost or (leader.reading and not leader.reading.unfinished):
-                return row
+        """The row whose turn it is: of the most urgent ones that had to give way, a further candidate, or the first of the queue."""
+        row = min((row for row in self._without_pages if row.may_begin), key=attrgetter("priority"), default=None)
         job = self.queue.first()
-        if job is None:
-            return None
-        rows = [self._row(job, candidate) for candidate in range(job.request.candidates)]
+        if job is None or (row is not None and row.priority <= job.request.priority):
+            return row
+        rows = [Row.of(job, candidate, self._vocabulary, self._codec) for candidate in range(job.request.candidates)]
         for row in rows[1:]:
             row.leader = rows[0]
         self.queue.take(job)
         self._without_pages.extend(rows)
         return rows[0]
-
-    def _row(self, job: Job, candidate: int) -> Row:
-        request = job.request
-        sampling = replace(request.sampling, seed=(request.sampling.seed + candidate) % 2**32)
-        answer = Answer(sampling, count(request.prompt), self._vocabulary, self._codec)
-        return Row(job, candidate, request.prompt, sampling, answer, request.constraint and request.constraint.fresh())
 
     def _give_pages(self, row: Row) -> bool:
         """Have room for the row's tokens so far and those of a dispatch; False if there is none at the moment."""
@@ -347,8 +337,9 @@ class Batch:
             self._cover(draft, row.draft, min(end, row.longest + self.dispatcher.ahead))
 
     def _give_way(self) -> None:
-        """The row that came last waits for pages."""
-        row = self.rows.pop()
+        """The row that came last, of the least urgent ones, waits for pages."""
+        row = max(reversed(self.rows), key=attrgetter("priority"))
+        self.rows.remove(row)
         self._take_pages(row)
         if self.rows:
             row.leader = None

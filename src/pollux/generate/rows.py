@@ -19,6 +19,7 @@ from pollux.generate.prompts import plain
 from pollux.generate.requests import Constraint, Job
 from pollux.generate.sampler import SamplerState, Sampling, sampler_state
 from pollux.tokens import sequence as tokens
+from pollux.tokens.interleave import PictureCodec, count
 from pollux.tokens.vocabulary import Vocabulary
 
 
@@ -103,11 +104,28 @@ class Row:
     unconditional_position: int = 0
     drawing: int = 0  # see grammar.py
 
+    @classmethod
+    def of(cls, job: Job, candidate: int, vocabulary: Vocabulary, codec: PictureCodec | None) -> Row:
+        request = job.request
+        sampling = dataclasses.replace(request.sampling, seed=(request.sampling.seed + candidate) % 2**32)
+        answer = Answer(sampling, count(request.prompt), vocabulary, codec)
+        return cls(job, candidate, request.prompt, sampling, answer, request.constraint and request.constraint.fresh())
+
     def __post_init__(self):
         self.thinking = thoughts.before(self.sampling.max_thought_tokens)
         self.written: list[int] = []
         self.is_drafted = False
         self.lost = False  # nobody waits for it any more
+
+    @property
+    def priority(self) -> int:
+        return self.job.request.priority
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether no other row is about to read the same prompt."""
+        leader = self.leader
+        return leader is None or leader.answer.finish_reason != "" or leader.lost or bool(leader.reading and not leader.reading.unfinished)
 
     @property
     def length(self) -> int:
