@@ -130,7 +130,7 @@ class Crowd:
                 job._ended.wait(chance.expovariate(3))
                 job.cancel()
             try:
-                job.results(300)
+                job.results(1800)
                 self.note("answered", number, written(job) == self.expected[number], f"request {number} was answered otherwise than alone")
             except (Cancelled, DeadlineExceeded, Overloaded) as error:
                 begun = all(whole[: len(some)] == some for some, whole in zip(written(job), self.expected[number], strict=True))

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pollux.content import Text
+from pollux.content import Image, Text
+from pollux.generate import requests, rows
 from pollux.generate.drafter import DraftModel
 from pollux.generate.engine import Engine
 from pollux.generate.requests import Cancelled, DeadlineExceeded, Overloaded, Request
@@ -225,6 +226,21 @@ def test_what_contexts_leave_no_room_for_is_refused_instead_of_tried_for_ever(mo
         job.results(0)
     context.release()
     assert engine.submit(job.request) and run(engine) is None and pages_used(engine) == 0
+
+
+def test_the_media_of_a_prompt_that_waits_are_looked_at_once(model, monkeypatch):
+    looked, real = [], requests.media_content
+    monkeypatch.setattr(requests, "media_content", lambda prompt: looked.append(prompt) or real(prompt))
+    monkeypatch.setattr(rows, "media_content", lambda prompt: looked.append(prompt) or real(prompt))
+    engine = engine_of(model, cache_tokens=512)
+    first = engine.submit(Request(model.prompt("a"), Sampling(max_output_tokens=400, seed=1), excluded=model.vocabulary.stops))
+    while first.output_tokens < 350:
+        engine._batch.step()
+    picture = Image(np.zeros((16, 24, 3), np.uint8))
+    second = engine.submit(Request(model.prompt([picture, "the star " * 60]), GREEDY, candidates=3))
+    run(engine)
+    assert first.results(0) and len(second.results(0)) == 3
+    assert looked == [first.request.prompt, second.request.prompt]
 
 
 def test_an_urgent_request_goes_before_further_candidates_of_others(model):

@@ -187,7 +187,7 @@ class Batch:
         if not self._has_chunk_for(sequence):
             return False
         memory, draft = self.dispatcher.memory, self.dispatcher.draft
-        row.reading = Reading(sequence, len(sequence) - 1, PAGE)
+        row.reading = Reading(sequence, len(sequence) - 1, PAGE, known=row.job.content)
         wanted = [(memory, row.reading)]
         if row.sampling.guidance != 1:
             alone = longer(unconditional_prompt(self._vocabulary), drawn(row.written[:-1], self._vocabulary))
@@ -197,7 +197,7 @@ class Batch:
         elif self.dispatcher.drafts and row.constraint is None and not row.job.request.top_logprobs:
             row.is_drafted = True
             if draft is not None:
-                row.draft = Reading(sequence, len(sequence) - 1, PAGE)
+                row.draft = Reading(sequence, len(sequence) - 1, PAGE, known=row.job.content)
                 wanted.append((draft, row.draft))
         row.number = self._numbers.pop()
         try:

@@ -33,9 +33,11 @@ class Reading:
     filled: int = 0
     lease: Lease | None = None
     soft: tuple[np.ndarray, np.ndarray] | None = None  # soft tokens [N, D] as the decoder takes them, and their ascending index [N]
+    known: np.ndarray | None = None  # `media_content` up to where only plain ids follow
 
     def __post_init__(self):
-        self.content = media_content(self.sequence)
+        known = media_content(self.sequence) if self.known is None else self.known
+        self.content = np.concatenate([known, np.zeros(len(self.sequence) - len(known), np.uint64)])
         self.names = names(self.sequence.ids, self.content, self.page)
         self.open_pages = open_pages(self.sequence.group, self.page)
 
