@@ -148,6 +148,7 @@ int main() {
       check(B, 19, 6, 2, 10, 37, 5, 2, 7, Activation::kGelu, plain);
       check(B, 70, 9, 1, 20, 130, 8, 4, 20, Activation::kSilu, plain);
       check(B, 1, 1, 1, 2, 1, 1, 3, 3, Activation::kRelu, plain);
+      check(B, 24, 3, 1, 12, 20, 32, 2, 5, Activation::kSilu, plain);
     }
   std::printf("decode_layers checked with %d lanes\n", kLanes);
 }

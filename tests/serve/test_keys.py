@@ -9,8 +9,13 @@ import pytest
 from starlette.datastructures import Headers, QueryParams
 
 from pollux.cli import main
+from pollux.generate.prompts import plain
+from pollux.generate.requests import Overloaded, Request
+from pollux.generate.sampler import Sampling
 from pollux.serve.keys import Keys, presented
 from pollux.serve.limits import LimitExceeded, Limits
+from pollux.serve.measure import MeasuredEngine
+from pollux.serve.metrics import Metrics
 from pollux.serve.records import Records
 
 
@@ -145,3 +150,25 @@ def test_clients_that_are_not_seen_any_more_are_forgotten(clock, monkeypatch):
         limits.admit(f"10.0.0.{i}", 60, 1000)
         clock.now += 1
     assert len(limits._buckets) <= 110 and len(limits._per_minute) <= 220
+
+
+class FullEngine:
+    """Has no room for anything."""
+
+    def submit(self, request, notify):
+        raise Overloaded("full")
+
+    def hold(self, prompt):
+        raise Overloaded("full")
+
+
+def test_what_the_engine_refuses_costs_no_tokens():
+    limits, metrics = Limits(), Metrics()
+    measured = MeasuredEngine(FullEngine(), "small", metrics, limits)
+    for _ in range(3):
+        limits.admit("a", None, 60)
+        with pytest.raises(Overloaded):
+            measured.submit(Request(plain(range(100)), Sampling(), owner="a"))
+        with pytest.raises(Overloaded):
+            measured.hold(plain(range(100)))
+    assert b"pollux_tokens_total{" not in metrics.text()

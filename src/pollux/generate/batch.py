@@ -9,11 +9,10 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 
-from pollux.generate.answer import Answer
 from pollux.generate.dispatch import Dispatcher, Flight, Kind, Words, landed, row_bucket
 from pollux.generate.memory import PAGE, Memory
 from pollux.generate.pace import Pace
@@ -24,7 +23,7 @@ from pollux.generate.rows import Holding, Reading, Row, drawn, longer
 from pollux.generate.schedule import Queue, is_hopeless
 from pollux.generate.settings import EngineSettings
 from pollux.tokens import sequence as tokens
-from pollux.tokens.interleave import PictureCodec, count
+from pollux.tokens.interleave import PictureCodec
 from pollux.tokens.vocabulary import Vocabulary
 
 GROWN_TOKENS = 2**17  # a cache that grows as needed stops growing here
@@ -54,6 +53,7 @@ class Batch:
         self._flights: dict[Kind, Flight] = {}
         self._pace = Pace(settings.dispatch_seconds, settings.chunk)
         self._read_since = 0  # tokens that were read since the last one
+        self._chunks = 0  # that were read so far
         self._landed_at = 0.0
 
     @property
@@ -95,16 +95,16 @@ class Batch:
 
     def step(self, patient: bool = False) -> None:
         """Admit, prefill, and launch a dispatch of every kind of rows. patient: nobody watches the tokens come, so all is read first."""
-        while self.commands:
-            self.commands.popleft()()
-        self._drop_hopeless()
-        self._admit()
-        # Rows that write wait for a share of the reading; those that nobody watches wait until all is read.
-        while tokens := self._prefill():
-            self._read_since += tokens
-            if not patient and self._read_since >= self._pace.share and self._ready():
-                break
+        while True:
+            while self.commands:
+                self.commands.popleft()()
+            self._drop_hopeless()
             self._admit()
+            tokens = self._prefill()
+            self._read_since += tokens
+            # Rows that write wait for a share of the reading; those that nobody watches wait until all is read.
+            if not tokens or (not patient and self._read_since >= self._pace.share and self._ready()):
+                break
         self._decode()
 
     def cancel_all(self) -> None:
@@ -139,8 +139,11 @@ class Batch:
         self.rows = [row for row in self.rows if not row.lost]
         self._without_pages = collections.deque(row for row in self._without_pages if not row.lost)
         for job in [*lost, *self.queue.take_hopeless()]:
-            job.end(Cancelled("the request was cancelled") if job.cancelled else DeadlineExceeded("the request took longer than it may"))
-            job.tell()
+            if not job.done:
+                job.end(
+                    Cancelled("the request was cancelled") if job.cancelled else DeadlineExceeded("the request took longer than it may")
+                )
+                job.tell()
 
     def _admit(self) -> None:
         for holding in list(self._holdings):
@@ -156,32 +159,27 @@ class Batch:
                     self._end(holding, Overloaded("the cache has no room for this context now; try again later"))
         while len(self.rows) < self._settings.max_rows:
             row = self._next_row()
-            if row is None or not self._give_pages(row):
+            if row is None:
+                return
+            if not self._give_pages(row):
+                if not self.rows and not self._holdings:
+                    self._refuse(row)
                 return
             self._without_pages.remove(row)
             self.rows.append(row)
 
     def _next_row(self) -> Row | None:
-        """The row whose turn it is: one that had to give way, a further candidate, or the first of the queue."""
-        for row in self._without_pages:
-            leader = row.leader
-            if leader is None or leader.answer.finish_reason or leader.lost or (leader.reading and not leader.reading.unfinished):
-                return row
+        """The row whose turn it is: of the most urgent ones that had to give way, a further candidate, or the first of the queue."""
+        row = min((row for row in self._without_pages if row.may_begin), key=attrgetter("priority"), default=None)
         job = self.queue.first()
-        if job is None:
-            return None
-        rows = [self._row(job, candidate) for candidate in range(job.request.candidates)]
+        if job is None or (row is not None and row.priority <= job.request.priority):
+            return row
+        rows = [Row.of(job, candidate, self._vocabulary, self._codec) for candidate in range(job.request.candidates)]
         for row in rows[1:]:
             row.leader = rows[0]
         self.queue.take(job)
         self._without_pages.extend(rows)
         return rows[0]
-
-    def _row(self, job: Job, candidate: int) -> Row:
-        request = job.request
-        sampling = replace(request.sampling, seed=(request.sampling.seed + candidate) % 2**32)
-        answer = Answer(sampling, count(request.prompt), self._vocabulary, self._codec)
-        return Row(job, candidate, request.prompt, sampling, answer, request.constraint and request.constraint.fresh())
 
     def _give_pages(self, row: Row) -> bool:
         """Have room for the row's tokens so far and those of a dispatch; False if there is none at the moment."""
@@ -189,7 +187,7 @@ class Batch:
         if not self._has_chunk_for(sequence):
             return False
         memory, draft = self.dispatcher.memory, self.dispatcher.draft
-        row.reading = Reading(sequence, len(sequence) - 1, PAGE)
+        row.reading = Reading(sequence, len(sequence) - 1, PAGE, known=row.job.content)
         wanted = [(memory, row.reading)]
         if row.sampling.guidance != 1:
             alone = longer(unconditional_prompt(self._vocabulary), drawn(row.written[:-1], self._vocabulary))
@@ -199,7 +197,7 @@ class Batch:
         elif self.dispatcher.drafts and row.constraint is None and not row.job.request.top_logprobs:
             row.is_drafted = True
             if draft is not None:
-                row.draft = Reading(sequence, len(sequence) - 1, PAGE)
+                row.draft = Reading(sequence, len(sequence) - 1, PAGE, known=row.job.content)
                 wanted.append((draft, row.draft))
         row.number = self._numbers.pop()
         try:
@@ -258,7 +256,8 @@ class Batch:
     # Reading and writing.
 
     def _prefill(self) -> int:
-        """Have a chunk of the prompts that came first read, behind what the device does now; returns its tokens, 0 if there is none."""
+        """Have a chunk of prompts read, behind what the device does now; returns its tokens, 0 if there is none."""
+        self._chunks += 1
         main = [(reading, row.number) for row in self.rows for reading in (row.reading, row.unconditional) if reading]
         main += [(holding.reading, self.dispatcher.memory.rows) for holding in self._holdings if holding.reading.lease]
         did = self._read(self.dispatcher.memory, main)
@@ -277,6 +276,8 @@ class Batch:
 
     def _read(self, memory: Memory, readings: list[tuple[Reading, int]]) -> int:
         unfinished = [(reading, number) for reading, number in readings if reading.unfinished]
+        if self._chunks % 2 == 0:  # in turn with the prompt that came first, so that a short one need not wait for a long one
+            unfinished.sort(key=lambda one: one[0].unfinished)
         return memory.read([reading for reading, _ in unfinished], [number for _, number in unfinished]) if unfinished else 0
 
     def _ready(self) -> list[Row]:
@@ -336,13 +337,18 @@ class Batch:
             self._cover(draft, row.draft, min(end, row.longest + self.dispatcher.ahead))
 
     def _give_way(self) -> None:
-        """The row that came last waits for pages; if it is alone, what others hold leaves no room for it."""
-        row = self.rows.pop()
+        """The row that came last, of the least urgent ones, waits for pages."""
+        row = max(reversed(self.rows), key=attrgetter("priority"))
+        self.rows.remove(row)
         self._take_pages(row)
         if self.rows:
             row.leader = None
             self._without_pages.appendleft(row)
             return
+        self._refuse(row)
+
+    def _refuse(self, row: Row) -> None:
+        """What contexts hold leaves no room for a row, even if it is alone."""
         row.lost = True
         row.job.end(Overloaded("the cache has no room for this answer now; try again later"))
         row.job.tell()
@@ -351,7 +357,7 @@ class Batch:
         """Take what a dispatch wrote to its rows and their jobs."""
         jobs, most = dict[Job, None](), 0
         for row, words in landed(flight):
-            if row.lost or row.answer.finish_reason:
+            if row.lost or row.job.done or row.answer.finish_reason:
                 continue
             most = max(most, len(words.ids))
             jobs[row.job] = None

@@ -7,6 +7,7 @@ between steps, and a row's answer does not depend on its company. `start` runs t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -136,11 +137,9 @@ class Engine:
     def submit(self, request: Request, notify: Callable[[Job], None] | None = None) -> Job:
         """Put a request into the queue. Raises Overloaded if that is full, ValueError for a request that can never be served."""
         self._batch.check(request)
-        if self._closing:
-            raise Cancelled("the engine is closing")
         job = Job(request, notify)
-        self._batch.queue.push(job)
-        self._notice()
+        with self._open():
+            self._batch.queue.push(job)
         return job
 
     def hold(self, prompt: tokens.Sequence) -> Context:
@@ -149,7 +148,8 @@ class Engine:
         Raises Overloaded if there is no room for them.
         """
         self._batch.check(Request(prompt, Sampling(max_output_tokens=1)))
-        holding = self._batch.hold(prompt)
+        with self._open():
+            holding = self._batch.hold(prompt)
         self._run_until(holding.ended.is_set)
         if holding.error is not None:
             raise holding.error
@@ -177,7 +177,8 @@ class Engine:
 
     def close(self, drain: float = 30.0) -> None:
         """Take no more requests, give those that are there `drain` seconds to end, cancel the others."""
-        self._closing = True
+        with self._wake:
+            self._closing = True
         end = time.monotonic() + drain
         while self._thread is not None and self._batch.busy and time.monotonic() < end:
             time.sleep(0.01)
@@ -194,12 +195,21 @@ class Engine:
         self._batch.commands.append(command)
         self._notice()
 
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """What is put into the batch here is seen by the loop before it ends. Raises Cancelled if the engine is closing."""
+        with self._wake:
+            if self._closing:
+                raise Cancelled("the engine is closing")
+            yield
+            self._wake.notify_all()
+
     def _loop(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._batch.busy or self._closing)
-            if self._closing and not self._batch.busy:
-                return
+                if not self._batch.busy:
+                    return
             try:
                 self._batch.step()
             except Exception as error:

@@ -6,6 +6,7 @@ A job is shared by two threads. The engine's adds pieces and ends it; the other 
 from __future__ import annotations
 
 import collections
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from pollux.content import Part
 from pollux.generate.answer import Result
+from pollux.generate.pages import media_content
 from pollux.generate.sampler import Sampling
 from pollux.tokens.sequence import Sequence
 
@@ -118,6 +120,11 @@ class Job:
         return [result for result in self._results if result is not None]
 
     # What follows is for the engine's thread.
+
+    @functools.cached_property
+    def content(self) -> np.ndarray:
+        """`media_content` of the prompt, which takes a while for a long clip."""
+        return media_content(self.request.prompt)
 
     def add(self, piece: Piece) -> None:
         self.output_tokens += len(piece.ids)

@@ -19,6 +19,7 @@ from pollux.generate.prompts import plain
 from pollux.generate.requests import Constraint, Job
 from pollux.generate.sampler import SamplerState, Sampling, sampler_state
 from pollux.tokens import sequence as tokens
+from pollux.tokens.interleave import PictureCodec, count
 from pollux.tokens.vocabulary import Vocabulary
 
 
@@ -32,9 +33,11 @@ class Reading:
     filled: int = 0
     lease: Lease | None = None
     soft: tuple[np.ndarray, np.ndarray] | None = None  # soft tokens [N, D] as the decoder takes them, and their ascending index [N]
+    known: np.ndarray | None = None  # `media_content` up to where only plain ids follow
 
     def __post_init__(self):
-        self.content = media_content(self.sequence)
+        known = media_content(self.sequence) if self.known is None else self.known
+        self.content = np.concatenate([known, np.zeros(len(self.sequence) - len(known), np.uint64)])
         self.names = names(self.sequence.ids, self.content, self.page)
         self.open_pages = open_pages(self.sequence.group, self.page)
 
@@ -103,11 +106,28 @@ class Row:
     unconditional_position: int = 0
     drawing: int = 0  # see grammar.py
 
+    @classmethod
+    def of(cls, job: Job, candidate: int, vocabulary: Vocabulary, codec: PictureCodec | None) -> Row:
+        request = job.request
+        sampling = dataclasses.replace(request.sampling, seed=(request.sampling.seed + candidate) % 2**32)
+        answer = Answer(sampling, count(request.prompt), vocabulary, codec)
+        return cls(job, candidate, request.prompt, sampling, answer, request.constraint and request.constraint.fresh())
+
     def __post_init__(self):
         self.thinking = thoughts.before(self.sampling.max_thought_tokens)
         self.written: list[int] = []
         self.is_drafted = False
         self.lost = False  # nobody waits for it any more
+
+    @property
+    def priority(self) -> int:
+        return self.job.request.priority
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether no other row is about to read the same prompt."""
+        leader = self.leader
+        return leader is None or leader.answer.finish_reason != "" or leader.lost or bool(leader.reading and not leader.reading.unfinished)
 
     @property
     def length(self) -> int:

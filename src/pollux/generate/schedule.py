@@ -73,4 +73,4 @@ class Queue:
 
 def is_hopeless(job: Job, now: float) -> bool:
     """Whether nobody waits for it any more. now: time.monotonic()."""
-    return job.cancelled or (job.request.deadline is not None and now > job.request.deadline)
+    return job.cancelled or job.done or (job.request.deadline is not None and now > job.request.deadline)

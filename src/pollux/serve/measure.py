@@ -40,11 +40,15 @@ class MeasuredEngine:
 
     def submit(self, request: Request, notify: Callable[[Job], None] | None = None) -> Job:
         """Raises what the engine raises, and LimitExceeded within a session that has used up its client's tokens."""
-        return self.engine.submit(request, _Watch(self, request, notify))
+        watch = _Watch(self, request, notify)
+        job = self.engine.submit(request, watch)
+        watch.charge(_count_prompt(self, request.prompt), read=True)
+        return job
 
     def hold(self, prompt: Any) -> Any:
+        context = self.engine.hold(prompt)
         _count_prompt(self, prompt)
-        return self.engine.hold(prompt)
+        return context
 
     def stats(self) -> Any:
         return self.engine.stats()
@@ -59,7 +63,6 @@ class _Watch:
         if self.tally is not None:
             measured.limits.check_tokens(self.client)
         self.start, self.latest, self.written, self.ended = time.monotonic(), 0.0, 0, False
-        self._charge(_count_prompt(measured, request.prompt), read=True)
 
     def __call__(self, job: Job) -> None:
         now, fresh = time.monotonic(), job.output_tokens - self.written
@@ -71,7 +74,7 @@ class _Watch:
                 metrics.first_token_seconds.labels(model).observe(now - self.start)
                 if self.tally is not None and self.tally.first_token_seconds is None:
                     self.tally.first_token_seconds = now - self.start
-            self._charge(fresh, read=False)
+            self.charge(fresh, read=False)
             self.latest, self.written = now, job.output_tokens
         if job.done and not self.ended:
             self.ended = True
@@ -79,7 +82,7 @@ class _Watch:
         if self.notify is not None:
             self.notify(job)
 
-    def _charge(self, tokens: int, read: bool) -> None:
+    def charge(self, tokens: int, read: bool) -> None:
         self.measured.limits.charge(self.client, tokens)
         if self.tally is not None:
             if read:
