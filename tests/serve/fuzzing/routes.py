@@ -18,14 +18,18 @@ from fuzzing.values import MODEL, SCHEMAS, hostile, medium, message, plain
 from pollux.serve.app import create_app
 from pollux.serve.batches import BatchRequest
 from pollux.serve.caches import CachedContent
+from pollux.serve.openai.batches import BatchRequest as OpenaiBatch
 from pollux.serve.openai.messages import ChatRequest, CompletionRequest, EmbeddingRequest
+from pollux.serve.openai.words import Detokenize, Tokenize
 from pollux.serve.server import VERSIONS, Server
 from pollux.serve.upload_target import CreateFileRequest
 from pollux.serve.wire.embed import BatchEmbedContentsRequest, EmbedContentRequest
+from pollux.serve.wire.file_search import FileSearchStore, ImportFileRequest, UploadToFileSearchStoreRequest
 from pollux.serve.wire.films import FilmRequest
 from pollux.serve.wire.generate import CountTokensRequest, GenerateContentRequest
 from pollux.serve.wire.interactions import CreateInteraction
 from pollux.serve.wire.live import AuthToken, ClientMessage
+from pollux.serve.wire.predict import PredictRequest
 
 SAID = {"parts": [{"text": "a red"}]}
 FEW = {"maxOutputTokens": 6}
@@ -34,7 +38,7 @@ WEATHER = {"name": "weather", "parameters": SCHEMAS[0]}
 LIVE = "/ws/google.ai.generativelanguage.{version}.GenerativeService.BidiGenerateContent"
 
 
-KINDS = ("files", "cachedContents", "batches", "operations", "interactions", "uploads")
+KINDS = ("files", "cachedContents", "batches", "operations", "interactions", "uploads", "fileSearchStores", "documents")
 LATEST = 6  # things of a kind that requests may name
 _STANDS_FOR = re.compile(rb"zz(" + "|".join(KINDS).encode() + rb")(\d)zz")
 
@@ -64,6 +68,8 @@ FIELDS = {  # of messages that name things
     "file_name": [f"files/{name}" for name in some("files")],
     "file_id": some("files"),
     "cached_content": [f"cachedContents/{name}" for name in some("cachedContents")],
+    "input_file_id": [f"files/{name}" for name in some("files")],
+    "file_search_store_names": [[f"fileSearchStores/{name}"] for name in some("fileSearchStores")],
     "previous_interaction_id": some("interactions"),
 }
 
@@ -82,6 +88,7 @@ class Known:
 
 
 INLINED = {"batch": {"inputConfig": {"requests": {"requests": [{"request": {"contents": [SAID], "generationConfig": FEW}}]}}}}
+OPENAI_BATCH = {"input_file_id": some("files")[0], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "a red"}], "max_tokens": 6}
 KNOWN = (
     Known("/{version}/models/{model}:generateContent", GenerateContentRequest, {"contents": [SAID], "generationConfig": FEW}, weight=14),
@@ -94,6 +101,15 @@ KNOWN = (
     Known("/{version}/models/{model}:batchGenerateContent", BatchRequest, INLINED, makes="batches"),
     Known("/{version}/models/{model}:asyncBatchEmbedContent", BatchRequest, INLINED, makes="batches", weight=1),
     Known("/{version}/models/{model}:predictLongRunning", FilmRequest, {"instances": [{"prompt": "a red"}]}, makes="operations"),
+    Known("/{version}/models/{model}:predict", PredictRequest, {"instances": [{"prompt": "a red"}]}),
+    Known("/{version}/fileSearchStores", FileSearchStore, {"displayName": "a red"}, makes="fileSearchStores", weight=5),
+    Known(
+        "/{version}/fileSearchStores/{store}:importFile",
+        ImportFileRequest,
+        {"fileName": f"files/{some('files')[0]}"},
+        makes="documents",
+        weight=8,
+    ),
     Known("/{version}/cachedContents", CachedContent, {"model": MODEL, "contents": [SAID], "ttl": "600s"}, makes="cachedContents"),
     Known("/{version}/cachedContents/{cache}", CachedContent, {"ttl": "900s"}, method="PATCH", weight=2),
     Known("/{version}/interactions", CreateInteraction, {"model": MODEL, "input": "a red"}, "interactions", "interactions", weight=7),
@@ -103,9 +119,23 @@ KNOWN = (
     Known("/{version}/completions", CompletionRequest, {"model": MODEL, "prompt": "a red", "max_tokens": 6}, "openai"),
     Known("/{version}/openai/embeddings", EmbeddingRequest, {"model": MODEL, "input": "a red"}, "openai", weight=1),
     Known("/{version}/embeddings", EmbeddingRequest, {"model": MODEL, "input": ["a", "b"]}, "openai", weight=2),
+    Known("/{version}/openai/batches", OpenaiBatch, OPENAI_BATCH, "openai", "batches"),
+    Known("/tokenize", Tokenize, {"model": MODEL, "prompt": "a red"}, "openai", weight=2),
+    Known("/detokenize", Detokenize, {"model": MODEL, "tokens": [5, 6]}, "openai", weight=2),
 )
 EMPTY = (  # (method, path, form, weight) of routes that read no message
     *(("GET", f"/{{version}}/{kind}?pageSize=2", "gemini", 1) for kind in ("files", "cachedContents", "batches", "models", "tunedModels")),
+    ("GET", "/{version}/fileSearchStores?pageSize=2", "gemini", 1),
+    ("GET", "/{version}/fileSearchStores/{store}", "gemini", 1),
+    ("DELETE", "/{version}/fileSearchStores/{store}", "gemini", 1),
+    ("GET", "/{version}/fileSearchStores/{store}/documents?pageSize=2", "gemini", 1),
+    ("GET", "/{version}/fileSearchStores/{store}/documents/{document}", "gemini", 1),
+    ("DELETE", "/{version}/fileSearchStores/{store}/documents/{document}?force=true", "gemini", 1),
+    ("GET", "/{version}/fileSearchStores/{store}/operations/{document}", "gemini", 1),
+    ("GET", "/{version}/fileSearchStores/{store}/upload/operations/{document}", "gemini", 1),
+    ("GET", "/{version}/openai/batches", "openai", 1),
+    ("GET", "/{version}/openai/batches/{name}", "openai", 1),
+    ("POST", "/{version}/openai/batches/{name}/cancel", "openai", 1),
     *((method, "/{version}/files/{file}", "gemini", 3) for method in ("GET", "DELETE")),
     ("GET", "/{version}/files/{file}:download?alt=media", "gemini", 2),
     *((method, "/{version}/cachedContents/{cache}", "gemini", 2) for method in ("GET", "DELETE")),
@@ -139,7 +169,7 @@ def others() -> list[tuple[str, tuple[str, ...]]]:
     found = {}
     for pattern, methods in _walk(create_app(Server({})).routes, ""):
         if left := tuple(sorted(m for m in methods if m not in ("HEAD", "OPTIONS") and (m, _pattern(pattern)) not in covered)):
-            if "/upload/" not in pattern or pattern.count("/") > 3:
+            if "/upload/" not in pattern:
                 found[_pattern(pattern)] = (pattern, left)
     return list(found.values())
 
@@ -192,8 +222,14 @@ def _unknown(draw, pattern: str, methods: tuple[str, ...]) -> Ask:
 def _upload(draw) -> Ask:
     """A step of an upload: its start, a chunk of it, its end, or a whole one."""
     mime, data = draw(medium())
-    version = draw(st.sampled_from(VERSIONS))
-    route, path = "/upload/{version}/files", f"/upload/{version}/files"
+    route, kind, made = "/upload/{version}/files", CreateFileRequest, "files"
+    if draw(st.integers(0, 3)) == 0:
+        route, kind, made = (
+            "/upload/{version}/fileSearchStores/{store}:uploadToFileSearchStore",
+            UploadToFileSearchStoreRequest,
+            "documents",
+        )
+    path = _path(draw, route)
     step = draw(st.sampled_from(("start", "start", "go on", "go on", "go on", "raw", "raw", "multipart", "none")))
     if step == "start":
         headers = [
@@ -202,16 +238,16 @@ def _upload(draw) -> Ask:
             ("X-Goog-Upload-Header-Content-Type", mime),
             ("X-Goog-Upload-Header-Content-Length", draw(st.sampled_from((str(len(data)), str(len(data)), "0", "-1", "9" * 20, "x")))),
         ]
-        body = draw(encoded(draw(message(CreateFileRequest, wild=draw(st.booleans())))))
+        body = draw(encoded(draw(message(kind, wild=draw(st.booleans())))))
         return draw(mishandled(Ask(route + " start", "POST", path, _ascii(headers), body, makes="uploads")))
     if step == "go on":
         command = draw(st.sampled_from(("upload", "upload, finalize", "upload, finalize", "finalize", "query", "cancel", "x", "")))
         offset = draw(st.sampled_from(("0", "0", "1", "999999", "-1", "x")))
         path += "?upload_id=" + draw(st.sampled_from(some("uploads"))) + "&upload_protocol=resumable"
         headers = [("X-Goog-Upload-Command", command), ("X-Goog-Upload-Offset", offset)]
-        return draw(mishandled(Ask(route + " chunk", draw(st.sampled_from(("POST", "PUT"))), path, tuple(headers), data, makes="files")))
+        return draw(mishandled(Ask(route + " chunk", draw(st.sampled_from(("POST", "PUT"))), path, tuple(headers), data, makes=made)))
     if step == "multipart":
-        described = draw(encoded(draw(message(CreateFileRequest, wild=draw(st.booleans())))))
+        described = draw(encoded(draw(message(kind, wild=draw(st.booleans())))))
         body = (
             b"--x\r\nContent-Type: application/json\r\n\r\n"
             + described
@@ -224,9 +260,9 @@ def _upload(draw) -> Ask:
             ("X-Goog-Upload-Protocol", "multipart"),
             ("Content-Type", draw(st.sampled_from(("multipart/related; boundary=x", "multipart/related")))),
         ]
-        return draw(mishandled(Ask(route + " multipart", "POST", path, tuple(headers), body, makes="files")))
+        return draw(mishandled(Ask(route + " multipart", "POST", path, tuple(headers), body, makes=made)))
     headers = [("Content-Type", mime)] + ([("X-Goog-Upload-Protocol", "raw")] if step == "raw" else [])
-    return draw(mishandled(Ask(f"{route} {step}", "POST", path, _ascii(headers), data, makes="files")))
+    return draw(mishandled(Ask(f"{route} {step}", "POST", path, _ascii(headers), data, makes=made)))
 
 
 @st.composite
@@ -256,6 +292,8 @@ def _path(draw, pattern: str) -> str:
         "cache": draw(st.sampled_from(some("cachedContents"))),
         "name": draw(st.sampled_from(some("batches"))),
         "operation": draw(st.sampled_from(some("operations"))),
+        "store": draw(st.sampled_from(some("fileSearchStores")[:2])),
+        "document": draw(st.sampled_from(some("documents")[:2])),
         "interaction": draw(st.sampled_from(some("interactions"))),
         "method": draw(st.sampled_from(("nosuch", "generatecontent", "generateContent%20", "%3A"))),
     }

@@ -174,6 +174,8 @@ class Target:
             while found := next(iter(json.loads(self._get(f"/v1beta/{kind}?pageSize=100")).values()), None):
                 for one in found if isinstance(found, list) else ():
                     self._get(f"/v1beta/{one['name']}", "DELETE")
+        for name in self.world.names["fileSearchStores"]:
+            self._get(f"/v1beta/fileSearchStores/{name}?force=true", "DELETE")
         for name in self.world.names["interactions"]:
             self._get(f"/v1beta/interactions/{name}", "DELETE")
         for name in self.world.names["uploads"]:
