@@ -43,14 +43,19 @@ def pixels(prediction):
 
 def test_there_are_as_many_pictures_as_asked_for_and_they_are_what_the_model_draws(apis):
     assert len(ask(apis[0]).json()["predictions"]) == 4
-    made = ask(apis[0], sampleCount=2).json()["predictions"]
+    made = ask(apis[0], sampleCount=1).json()["predictions"]
     body = {
         "contents": [{"role": "user", "parts": [{"text": "a big red circle"}]}],
-        "generationConfig": {"responseModalities": ["IMAGE"], "candidateCount": 2},
+        "generationConfig": {"responseModalities": ["IMAGE"]},
     }
     drawn = apis[0].post("/v1beta/models/small:generateContent", json=body).json()["candidates"]
     expected = [candidate["content"]["parts"][0]["inlineData"]["data"] for candidate in drawn]
     assert [one["bytesBase64Encoded"] for one in made] == expected and {one["mimeType"] for one in made} == {"image/png"}
+
+
+def test_several_pictures_of_a_model_that_takes_the_likeliest_token_are_not_all_alike(apis):
+    assert small_model().sampling.temperature == 0
+    assert len({one["bytesBase64Encoded"] for one in ask(apis[0], sampleCount=4).json()["predictions"]}) > 1
 
 
 def test_a_jpeg_is_one_and_its_quality_counts(apis):

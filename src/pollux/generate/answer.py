@@ -77,7 +77,7 @@ class Answer:
         self._origins: list[int] = []
         self._closed: tuple[Part, ...] = ()  # parts up to the last closed drawing or call
         self._open_from = 0  # first id after them
-        self._text = _GrowingText(vocabulary)  # after them, up to the opening of a drawing or call
+        self._text = GrowingText(vocabulary)  # after them, up to the opening of a drawing or call
         self._opened = False
         self._looked_at = 0  # characters of the open text in which there is no stop string
         self._cut: int | None = None  # characters of the open text before a stop string
@@ -98,7 +98,7 @@ class Answer:
             if i in self._closings:
                 self._closed += decode_parts(self._ids[self._open_from :], self._vocabulary, self._codec)
                 self._open_from = len(self._ids)
-                self._text, self._opened, self._looked_at = _GrowingText(self._vocabulary), False, 0
+                self._text, self._opened, self._looked_at = GrowingText(self._vocabulary), False, 0
             elif i in self._vocabulary.stops:
                 self.finish_reason = "stop"
             else:
@@ -157,7 +157,7 @@ class Answer:
         return len(whole) - max((_overlap(whole, stop) for stop in self.sampling.stop), default=0)
 
 
-class _GrowingText:
+class GrowingText:
     """The text of ids that come one by one; what no later id can change is decoded once."""
 
     def __init__(self, vocabulary: Vocabulary):

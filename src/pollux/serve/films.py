@@ -92,8 +92,7 @@ def planned(server: Server, served: Served, data: dict[str, Any], caller: Caller
     config = GenerationConfig(
         candidate_count=data["count"],
         seed=data["seed"],
-        temperature=model.sampling.temperature
-        or 1.0,  # always the likeliest is the same for every seed, and nothing that was not asked for
+        temperature=model.sampling.temperature or 1.0,  # at 0 all films of a request would be alike
         response_modalities=(ResponseModality.IMAGE,),
     )
     plan = prepare(server, served, GenerateContentRequest(contents=contents, generation_config=config), caller)

@@ -60,13 +60,18 @@ def prepared(server: Server, served: Served, asked: PredictRequest, caller: Call
         raise invalid(f"parameters.aspectRatio is {wanted.aspect_ratio!r:.80}, but this model draws pictures of {drawn}")
     threshold = wanted.safety_setting
     chosen = threshold != HarmBlockThreshold.HARM_BLOCK_THRESHOLD_UNSPECIFIED
+    several = wanted.sample_count > 1
     plan = prepare(
         server,
         served,
         GenerateContentRequest(
             contents=(Content((Part(text=asked.instances[0].prompt),), "user"),),
             safety_settings=tuple(SafetySetting(category, threshold) for category in CATEGORIES) if chosen else (),
-            generation_config=GenerationConfig(candidate_count=wanted.sample_count, response_modalities=(ResponseModality.IMAGE,)),
+            generation_config=GenerationConfig(
+                candidate_count=wanted.sample_count,
+                temperature=served.model.sampling.temperature or 1.0 if several else None,  # at 0 they would be alike
+                response_modalities=(ResponseModality.IMAGE,),
+            ),
         ),
         caller,
     )

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 from pollux import content
-from pollux.generate.answer import Result
+from pollux.generate.answer import GrowingText, Result
 from pollux.generate.ending import Ending
 from pollux.generate.requests import Constraint, Piece
 from pollux.serve.content import write_part
@@ -204,7 +204,7 @@ class _Spans:
         self._vocabulary, self._name = vocabulary, name
         self._opening, self._closing = (vocabulary.specials.get(mark, -1) for mark in (f"<{name}>", f"</{name}>"))
         self.is_open = False
-        self._ids: list[int] = []  # of thoughts: all; of calls: of the open one
+        self._text = GrowingText(vocabulary)  # of thoughts: all; of calls: of the open one
         self.unreadable: list[str] = []  # calls
 
     def feed(self, ids: Iterable[int]) -> int:
@@ -220,17 +220,17 @@ class _Spans:
                     self.is_open = False
                     self._close()
                 else:
-                    self._ids.append(i)
+                    self._text.append(i)
         return tokens
 
     def text(self, whole: bool) -> str:
         """All so far; unless it is the whole, without what further bytes could change."""
-        text = self._vocabulary.decode(self._ids) if self._ids else ""
+        text = self._text.read()
         return text if whole or not self.is_open else text.rstrip("\ufffd")
 
     def _close(self) -> None:
         if self._name == "call":
-            written = self._vocabulary.decode(self._ids)
+            written = self._text.read()
             if isinstance(read_call(written), content.Text):
                 self.unreadable.append(written)
-            self._ids = []
+            self._text = GrowingText(self._vocabulary)
