@@ -25,12 +25,12 @@ LIST = {
 LIST |= {"$ref": "#/$defs/node"}
 
 
-def written(constraint, stops, rng, most):
-    """Ids drawn from what is allowed, the end only where nothing else is."""
+def written(constraint, stops, rng, most, last=()):
+    """Ids drawn from what is allowed, the end and the last ones only where nothing else is."""
     ids = []
     for _ in range(most):
         allowed = np.flatnonzero(constraint.allowed())
-        ids.append(int(rng.choice([i for i in allowed if i not in stops] or allowed)))
+        ids.append(int(rng.choice([i for i in allowed if i not in (*stops, *last)] or allowed)))
         if ids[-1] in stops:
             break
         constraint.accept(ids[-1])
@@ -45,6 +45,18 @@ def test_json_is_whole_when_its_tokens_run_out(vocabulary, schema):
     rng = np.random.default_rng(0)
     for _ in range(5):
         ids = written(ending.fresh(), vocabulary.stops, rng, 100)
+        assert ids[-1] in vocabulary.stops
+        json.loads(vocabulary.decode(ids[:-1]))
+
+
+def test_a_list_is_whole_though_its_last_element_began_late(vocabulary):
+    point = {key: {"type": "boolean"} for key in ("red", "blue", "green")}
+    schema = {"type": "array", "items": {"type": "object", "properties": point, "required": list(point)}}
+    ending = Ending(constrain.json_schema(schema, vocabulary, vocabulary.size), vocabulary, vocabulary.size, 300)
+    closers = {i for text, i in vocabulary.tokenizer.get_vocab().items() if "]" in text or not vocabulary.decode([i]).strip()}
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        ids = written(ending.fresh(), vocabulary.stops, rng, 300, closers)
         assert ids[-1] in vocabulary.stops
         json.loads(vocabulary.decode(ids[:-1]))
 

@@ -19,6 +19,7 @@ from pollux.tokens.vocabulary import Vocabulary
 
 LONGEST = 1024  # tokens of a way out that is looked for
 SLACK = 8  # the share of the tokens, 1 / SLACK, that is kept free for what a single token may open
+MOST_SLACK = 4  # the same where longer ways out were seen, as from within an element of a list
 _CLOSERS, _COMMAS, _QUOTES, _DIGITS, _OPENERS = "}]", ",:", '"', "0123456789", "{["
 _SPACES = "\u0120\u010a\u0109\u010d\u2581 \n\t\r"  # a space and a new line as tokenizers spell them, too
 
@@ -35,11 +36,18 @@ class Ending:
         self._way: list[int] = []
         self._closing = False
         self._first = self._mask = inner.allowed()
-        self._slack = min(len(self._way_out() or ()), most // SLACK)
+        self._slack = self._first_slack = min(len(self._way_out() or ()), most // SLACK)
 
     def fresh(self) -> Ending:
         copy = object.__new__(Ending)
-        start = {"_left": self._most, "_look_at": self._most, "_way": [], "_closing": False, "_mask": self._first}
+        start = {
+            "_left": self._most,
+            "_look_at": self._most,
+            "_way": [],
+            "_closing": False,
+            "_mask": self._first,
+            "_slack": self._first_slack,
+        }
         copy.__dict__.update(self.__dict__, _inner=self._inner.fresh(), **start)
         return copy
 
@@ -74,6 +82,7 @@ class Ending:
     def _look(self) -> None:
         """Take the way out if it is time, else say when to look again: half way to where it would be, if the way stays as long."""
         way = self._way_out()
+        self._slack = max(self._slack, min(len(way or ()), self._most // MOST_SLACK))
         spare = self._left - len(way or ()) - self._slack
         if way is not None and len(way) > 1 and spare <= 0:
             self._way, self._closing = way, True
