@@ -45,11 +45,11 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Settings:
-    minutes: float = 10.0
+    minutes: float = 10.0  # of arrivals, after each was answered alone
     requests: int = 80  # different ones
-    seed: int = 0
-    max_rows: int = 12
-    cache_tokens: int = 2048
+    seed: int = 0  # of the requests and of when they come
+    max_rows: int = 12  # answers written at a time
+    cache_tokens: int = 2048  # room of the cache; a prompt has 10 to some 600
 
 
 def prompts(model: Model, chance: random.Random) -> list[Sequence]:
@@ -203,4 +203,4 @@ def main(model: tyro.conf.Positional[Path], settings: tyro.conf.OmitArgPrefixes[
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, description=__doc__)
