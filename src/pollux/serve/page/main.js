@@ -288,7 +288,7 @@ const starts = {
     recorder.start();
   },
   drawing() {
-    composer.text = "draw a big red circle";
+    composer.text = "draw a big red circle top left";
     send();
   },
 };
