@@ -371,6 +371,24 @@ def test_a_download_gives_the_bytes_back(http):
     assert (part.status_code, part.content) == (206, b"PNG")
 
 
+@pytest.mark.parametrize(
+    "asked, code",
+    [("bytes=-", 400), ("x", 400), ("bytes=5-1", 400), ("bytes=1-2,", 400), ("bytes=4-", 416), ("bytes=-0", 416), ("bytes=9-9", 416)],
+)
+def test_a_range_of_which_nothing_can_be_sent_is_an_error_of_the_api(http, asked, code):
+    file = upload(http, b"four", "text/plain")
+    answer = http.get(f"/v1beta/{file['name']}:download?alt=media", headers={"Range": asked})
+    assert answer.status_code == answer.json()["error"]["code"] == code
+    assert answer.headers.get("content-range") == ("bytes */4" if code == 416 else None)
+
+
+@pytest.mark.parametrize("asked, part", [("bytes=1-", b"our"), ("bytes=-2", b"ur"), ("bytes=0-99", b"four"), ("bytes=-9", b"four")])
+def test_a_range_is_sent_as_far_as_the_file_goes(http, asked, part):
+    file = upload(http, b"four", "text/plain")
+    answer = http.get(f"/v1beta/{file['name']}:download?alt=media", headers={"Range": asked})
+    assert (answer.status_code, answer.content) == (206, part)
+
+
 def test_a_picture_is_the_one_that_was_sent(http, running):
     file = upload(http, png(8))
     with PIL.Image.open(open_media(running.server, file["uri"])[0]) as image:

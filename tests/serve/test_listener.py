@@ -196,13 +196,14 @@ def test_what_is_not_http_is_answered_in_json(data):
         assert (answer.status, error["code"], error["status"]) == (400, 400, "INVALID_ARGUMENT") and "not HTTP" in error["message"]
 
 
-def test_only_a_get_begins_a_websocket_and_other_methods_are_answered():
+def test_only_a_get_below_ws_begins_a_websocket_and_others_are_answered():
     async def echo(request):
-        return PlainTextResponse(await request.body())
+        return PlainTextResponse(await request.body() or b"none")
 
     head = {"Connection": "upgrade", "Upgrade": "websocket"}
-    with serving(opened(Starlette(routes=[Route("/", echo, methods=["POST"])]))) as (_, address):
+    with serving(opened(Starlette(routes=[Route("/", echo, methods=["GET", "POST"])]))) as (_, address):
         assert httpx.post(url(address), headers=head, content=b"a text").text == "a text"
+        assert httpx.get(url(address), headers=head).text == "none"
 
 
 def test_what_is_not_http_behind_an_answer_that_has_begun_ends_the_connection():

@@ -29,6 +29,8 @@ from pollux.serve.times import rfc3339
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _URI = re.compile(r"(?:^|/)files/([a-z0-9-]+)(?=$|[:?#/])")
+_SPAN = re.compile(r"([0-9]{0,18})-([0-9]{0,18})")
+_RANGE = re.compile(r"bytes=(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})(?:,\s*(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18}))*")
 MAKING_SECONDS = 48 * 3600.0  # that the bytes of a file that is made here are safe before it has its record
 _SOUND_RATE = 16_000  # Hz; any would do, for the sound is only tried
 
@@ -47,6 +49,7 @@ def routes(server: Server) -> list[BaseRoute]:
 
     async def download(request: Request) -> Response:
         record = await _asked(request)
+        check_range(request.headers.get("range"), record.size)
         return FileResponse(await server.run(store_of(server).path, record), media_type=record.data["mimeType"])
 
     async def _asked(request: Request) -> Record:
@@ -58,6 +61,17 @@ def routes(server: Server) -> list[BaseRoute]:
         Route("/files/{file}", get, methods=["GET"]),
         Route("/files/{file}", delete, methods=["DELETE"]),
     ]
+
+
+def check_range(asked: str | None, size: int) -> None:
+    """Raises ApiError for a header Range of which no part can be sent: 400 if it is none, 416 if it begins behind the `size` bytes."""
+    if asked is None:
+        return
+    spans = _SPAN.findall(asked) if _RANGE.fullmatch(asked) else []
+    if not spans or any(first and last and int(first) > int(last) for first, last in spans):
+        raise invalid(f"the header Range is {asked!r:.80} but must be bytes=FIRST-LAST, bytes=FIRST- or bytes=-COUNT")
+    if any(int(first) >= size if first else not size or not int(last) for first, last in spans):
+        raise ApiError(416, "OUT_OF_RANGE", f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
 
 
 def find(store: Store, name: str, owner: str) -> Record:

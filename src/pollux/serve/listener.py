@@ -54,8 +54,8 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        """Only a GET begins a websocket (RFC 6455, 4.1); what else comes with the headers of one is answered like any request."""
-        return self.scope["method"] == "GET" and super()._should_upgrade()
+        """Only a GET of a path below /ws begins a websocket; what else comes with the headers of one is answered like any request."""
+        return self.scope["method"] == "GET" and self.scope["path"].startswith("/ws/") and super()._should_upgrade()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._end_head_timer()
