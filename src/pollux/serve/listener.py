@@ -55,7 +55,7 @@ class Connection(H11Protocol):
 
     def _should_upgrade(self) -> bool:
         """Only a GET of a path below /ws begins a websocket; what else comes with the headers of one is answered like any request."""
-        return self.scope["method"] == "GET" and self.scope["path"].startswith("/ws/") and super()._should_upgrade()
+        return self.scope["method"] == "GET" and self.scope["path"].lstrip("/").startswith("ws/") and super()._should_upgrade()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._end_head_timer()
