@@ -40,15 +40,8 @@ class Ending:
 
     def fresh(self) -> Ending:
         copy = object.__new__(Ending)
-        start = {
-            "_left": self._most,
-            "_look_at": self._most,
-            "_way": [],
-            "_closing": False,
-            "_mask": self._first,
-            "_slack": self._first_slack,
-        }
-        copy.__dict__.update(self.__dict__, _inner=self._inner.fresh(), **start)
+        again = {"_left": self._most, "_look_at": self._most, "_slack": self._first_slack, "_way": [], "_closing": False}
+        copy.__dict__.update(self.__dict__, _inner=self._inner.fresh(), _mask=self._first, **again)
         return copy
 
     def allowed(self) -> np.ndarray:
